@@ -1,0 +1,70 @@
+"""The exceptions of Tosaic: one tree, one message form.
+
+    TosaicError
+    ├── InputError         a file, tensor, option or data set that the user gave
+    ├── CaptureError       torch.export cannot capture the model
+    ├── QuantizeError      calibration or training left a value without a scale
+    ├── UnsupportedError   operators that have no lowering (all of them at once)
+    ├── SpecError          the TOSA specification string cannot hold what was asked
+    ├── GraphError         a TOSA graph that breaks the specification
+    ├── EmitError          a file cannot be written, or the converter is missing or failed
+    └── ExecuteError       an executor is missing or failed
+
+Every message says what is wrong, where, and what to do about it. The command line prints it and exits with code 2.
+"""
+
+from __future__ import annotations
+
+
+class TosaicError(Exception):
+    """Base of all errors that a user can meet.
+
+    Args:
+        what: what was expected and what was found.
+        where: the place in the user's model or command, if there is one.
+        remedy: what to do about it.
+    """
+
+    def __init__(self, what: str, *, where: str | None = None, remedy: str | None = None) -> None:
+        self.what, self.where, self.remedy = what, where, remedy
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.where:
+            lines.append(f"  at: {self.where}")
+        if self.remedy:
+            lines.append(f"  try: {self.remedy}")
+        return "\n".join(lines)
+
+
+class InputError(TosaicError):
+    """A file, tensor, option or data set that the user gave is missing or wrong."""
+
+
+class CaptureError(TosaicError):
+    """The model cannot be captured by torch.export."""
+
+
+class QuantizeError(TosaicError):
+    """A value has no usable quantization."""
+
+
+class UnsupportedError(TosaicError):
+    """Operators that have no lowering; the message lists every one of them."""
+
+
+class SpecError(TosaicError):
+    """The TOSA specification string is malformed or cannot hold what was asked."""
+
+
+class GraphError(TosaicError):
+    """A TOSA graph that breaks the specification."""
+
+
+class EmitError(TosaicError):
+    """A file cannot be written, or the external converter is missing or failed."""
+
+
+class ExecuteError(TosaicError):
+    """An executor is not installed, or it failed."""

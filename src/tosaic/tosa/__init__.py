@@ -1,0 +1,1 @@
+"""TOSA 1.0 as a typed graph; imports no torch."""

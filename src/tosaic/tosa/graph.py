@@ -1,0 +1,227 @@
+"""The typed TOSA graph: values, nodes, the builder that types them, and the verifier.
+
+Constants are values that carry data. Operands that TOSA demands to be compile-time constants (shapes, zero points,
+multipliers, shifts) are attributes of the operator instead; `emit` turns them into CONST and CONST_SHAPE.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tosaic.errors import GraphError, SpecError
+from tosaic.tosa.ops import Op
+from tosaic.tosa.spec import Spec
+from tosaic.tosa.types import DType, TensorType
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where an operator came from: aten operator, module path, source file and line."""
+
+    aten: str = ""
+    module: str = ""
+    source: str = ""
+
+    def __str__(self) -> str:
+        return " | ".join(p for p in (self.aten, self.module, self.source) if p)
+
+
+@dataclass(eq=False)
+class Value:
+    """A tensor in the graph. `data` is set for constants only, and is never written to.
+
+    Compared by identity; `name` is unique within a graph.
+    """
+
+    name: str
+    type: TensorType
+    data: np.ndarray | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.type.shape
+
+    @property
+    def dtype(self) -> DType:
+        return self.type.dtype
+
+    @property
+    def is_const(self) -> bool:
+        return self.data is not None
+
+    def __repr__(self) -> str:
+        return f"%{self.name}: {self.type}"
+
+
+@dataclass(eq=False)
+class Node:
+    """One operator application. All operators in use have exactly one output."""
+
+    op: Op
+    inputs: tuple[Value, ...]
+    output: Value
+    location: Location | None = None
+
+
+@dataclass
+class Graph:
+    """Inputs, outputs, and nodes in topological order."""
+
+    name: str
+    inputs: list[Value] = field(default_factory=list)
+    outputs: list[Value] = field(default_factory=list)
+    nodes: list[Node] = field(default_factory=list)
+
+    @property
+    def ops(self) -> list[Op]:
+        """The operators in order, without constants."""
+        return [n.op for n in self.nodes]
+
+    def constants(self) -> list[Value]:
+        """Constant values in order of first use (then constant outputs)."""
+        seen: dict[int, Value] = {}
+        for value in (*(v for n in self.nodes for v in n.inputs), *self.outputs):
+            if value.is_const:
+                seen.setdefault(id(value), value)
+        return list(seen.values())
+
+    def users(self) -> dict[Value, list[Node]]:
+        """The nodes that read each value."""
+        users: dict[Value, list[Node]] = {}
+        for node in self.nodes:
+            for value in dict.fromkeys(node.inputs):
+                users.setdefault(value, []).append(node)
+        return users
+
+    def __str__(self) -> str:
+        from tosaic.tosa.text import print_graph
+
+        return print_graph(self)
+
+
+class Builder:
+    """Appends operators to a graph; each result is typed by the operator's own rule.
+
+    Names follow `prefix` (set by `at`), so that values are named after the FX node that they come from.
+    """
+
+    def __init__(self, name: str = "main") -> None:
+        self.graph = Graph(name)
+        self._taken: set[str] = set()
+        self._consts: dict[tuple, Value] = {}
+        self._prefix = "v"
+        self._location: Location | None = None
+
+    @contextmanager
+    def at(self, prefix: str, location: Location | None = None) -> Iterator[None]:
+        """Name and locate everything that is emitted inside."""
+        old = self._prefix, self._location
+        self._prefix, self._location = prefix, location
+        try:
+            yield
+        finally:
+            self._prefix, self._location = old
+
+    def _unique(self, name: str) -> str:
+        candidate, n = name, 0
+        while candidate in self._taken:
+            n += 1
+            candidate = f"{name}_{n}"
+        self._taken.add(candidate)
+        return candidate
+
+    def input(self, name: str, dtype: DType, shape: Sequence[int]) -> Value:
+        """Add a graph input."""
+        value = Value(self._unique(name), TensorType(dtype, tuple(int(d) for d in shape)))
+        self.graph.inputs.append(value)
+        return value
+
+    def const(self, data: np.ndarray, dtype: DType, name: str | None = None) -> Value:
+        """A constant; equal constants become one value.
+
+        Args:
+            data: array of any type that holds the values exactly; it is copied to `dtype.numpy`.
+        """
+        array = np.ascontiguousarray(np.asarray(data).astype(dtype.numpy)).reshape(np.shape(data))
+        if dtype.is_integer and array.size and (array.min() < dtype.min or array.max() > dtype.max):
+            raise GraphError(f"constant does not fit {dtype.value}: {array.min()}..{array.max()}")
+        key = (dtype, array.shape, hashlib.sha256(array.tobytes()).digest())
+        if key not in self._consts:
+            array.flags.writeable = False
+            self._consts[key] = Value(self._unique(name or f"{self._prefix}_const"), TensorType(dtype, array.shape), array)
+        return self._consts[key]
+
+    def emit(self, op: Op, *inputs: Value, name: str | None = None) -> Value:
+        """Append `op` and return its result.
+
+        Raises:
+            GraphError: the operator does not take these types; the message names the operator and the location.
+        """
+        try:
+            result = op.result(*(v.type for v in inputs))
+        except GraphError as error:
+            where = error.where or (str(self._location) if self._location else None)
+            raise GraphError(error.what, where=where, remedy=error.remedy) from None
+        value = Value(self._unique(name or self._prefix), result)
+        self.graph.nodes.append(Node(op, inputs, value, self._location))
+        return value
+
+    def finish(self, outputs: Sequence[Value]) -> Graph:
+        """Set the outputs and return the graph."""
+        self.graph.outputs = list(outputs)
+        return self.graph
+
+
+def verify(graph: Graph, spec: Spec | None = None) -> None:
+    """Check structure, types and, with a `spec`, profiles, extensions and level limits of every operator.
+
+    Raises:
+        GraphError: the structure or a type rule is broken.
+        SpecError: an operator needs a profile, extension or level that `spec` lacks.
+    """
+    defined: set[Value] = set()
+    names: set[str] = set()
+
+    def define(value: Value) -> None:
+        if value.name in names:
+            raise GraphError(f"two values are named %{value.name}")
+        names.add(value.name)
+        defined.add(value)
+
+    for value in (*graph.inputs, *graph.constants()):
+        define(value)
+    for node in graph.nodes:
+        for value in node.inputs:
+            if value not in defined:
+                raise GraphError(f"{node.op.NAME}: operand %{value.name} is used before it is defined")
+        where = str(node.location) if node.location else f"%{node.output.name}"
+        try:
+            result = node.op.result(*(v.type for v in node.inputs))
+        except GraphError as error:
+            raise GraphError(error.what, where=where) from None
+        if result != node.output.type:
+            raise GraphError(f"{node.op.NAME}: result is {result}, but %{node.output.name} is {node.output.type}", where=where)
+        define(node.output)
+        if spec is not None:
+            _check_spec(node, spec, where)
+    for value in graph.outputs:
+        if value not in defined:
+            raise GraphError(f"output %{value.name} is not defined")
+
+
+def _check_spec(node: Node, spec: Spec, where: str) -> None:
+    types = [v.type for v in node.inputs]
+    requirement = node.op.requires(*types)
+    if not spec.holds(requirement):
+        operands = ", ".join(map(str, types))
+        wider = spec.plus(requirement.split("|")[0])
+        raise SpecError(
+            f"{node.op.NAME}({operands}) needs {requirement}, which {spec} does not have", where=where, remedy=f"use --spec {wider}"
+        )
+    if problem := node.op.exceeds(spec.level, *types, node.output.type):
+        raise SpecError(f"{node.op.NAME}: {problem}, beyond level {spec.level.name}", where=where)

@@ -1,0 +1,130 @@
+"""The text form of a graph: print and parse.
+
+graph main
+input %x: i8[1,8,8,3]
+const %w: i8[16,3,3,3] = hex:0102...      (or @sha256:... when it is long; parse then needs the data)
+%conv: i32[1,8,8,16] = CONV2D(%x, %w, %b) stride=(1, 1) pad=(1, 1, 1, 1) ...  # aten | module | source
+output %conv
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import enum
+import hashlib
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from tosaic.errors import GraphError
+from tosaic.tosa import ops
+from tosaic.tosa.graph import Graph, Location, Node, Value
+from tosaic.tosa.types import DType, TensorType
+
+LONGEST_INLINE = 16  # elements of a constant that are printed in place
+
+
+def digest(value: Value) -> str:
+    """Name of a constant's content."""
+    assert value.data is not None
+    return "sha256:" + hashlib.sha256(value.data.tobytes()).hexdigest()[:16]
+
+
+def print_graph(graph: Graph) -> str:
+    """The graph as text."""
+    lines = [f"graph {graph.name}"]
+    lines += [f"input %{v.name}: {v.type}" for v in graph.inputs]
+    for v in graph.constants():
+        inline = v.type.size <= LONGEST_INLINE
+        lines.append(f"const %{v.name}: {v.type} = " + (f"{_numbers(v.data)}" if inline else f"@{digest(v)}"))
+    for node in graph.nodes:
+        operands = ", ".join(f"%{v.name}" for v in node.inputs)
+        fields = (f for f in dataclasses.fields(node.op) if getattr(node.op, f.name) != f.default)
+        attributes = "".join(f" {f.name}={_attribute(getattr(node.op, f.name))}" for f in fields)
+        location = f"  # {node.location}" if node.location and str(node.location) else ""
+        lines.append(f"%{node.output.name}: {node.output.type} = {node.op.NAME}({operands}){attributes}{location}")
+    lines += [f"output %{v.name}" for v in graph.outputs]
+    return "\n".join(lines) + "\n"
+
+
+def _numbers(data: np.ndarray) -> str:
+    return "[" + ", ".join(repr(x) for x in data.ravel().tolist()) + "]"
+
+
+def _attribute(value: object) -> str:
+    if isinstance(value, enum.Enum):
+        return value.value
+    return repr(value).replace(" ", "")
+
+
+_NODE = re.compile(r"%(\S+): (\S+) = ([A-Z0-9_]+)\((.*?)\)((?: \w+=\S+)*)(?:  # (.*))?")
+
+
+def parse_graph(text: str, constants: Mapping[str, np.ndarray] | None = None) -> Graph:
+    """The graph that `print_graph` printed.
+
+    Args:
+        constants: data of constants that are printed by digest, by value name.
+
+    Raises:
+        GraphError: a line does not parse, or a constant's data is missing or has another digest.
+    """
+    graph, values = Graph(""), {}
+    for number, line in enumerate(text.splitlines(), 1):
+        word, _, rest = line.partition(" ")
+        if not line.strip():
+            continue
+        elif word == "graph":
+            graph.name = rest
+        elif word == "input":
+            name, type_ = rest[1:].split(": ")
+            values[name] = Value(name, _type(type_))
+            graph.inputs.append(values[name])
+        elif word == "const":
+            head, _, data = rest[1:].partition(" = ")
+            name, type_ = head.split(": ")
+            values[name] = _constant(name, _type(type_), data, constants or {})
+        elif word == "output":
+            graph.outputs.append(values[rest[1:]])
+        elif match := _NODE.fullmatch(line):
+            name, type_, op, operands, attributes, location = match.groups()
+            inputs = tuple(values[o[1:]] for o in operands.split(", ")) if operands else ()
+            values[name] = Value(name, _type(type_))
+            where = Location(*(location.split(" | ") + ["", "", ""])[:3]) if location else None
+            graph.nodes.append(Node(_op(op, attributes), inputs, values[name], where))
+        else:
+            raise GraphError(f"line {number} does not parse: {line}")
+    return graph
+
+
+def _type(text: str) -> TensorType:
+    dtype, _, dims = text.rstrip("]").partition("[")
+    return TensorType(DType(dtype), tuple(int(d) for d in dims.split(",") if d))
+
+
+def _constant(name: str, type_: TensorType, text: str, constants: Mapping[str, np.ndarray]) -> Value:
+    if text.startswith("["):
+        numbers = [
+            float(x) if type_.dtype.is_float else int(x) if x not in ("True", "False") else x == "True" for x in text[1:-1].split(", ") if x
+        ]
+        return Value(name, type_, np.array(numbers, dtype=type_.dtype.numpy).reshape(type_.shape))
+    if name not in constants:
+        raise GraphError(f"no data for constant %{name} ({text})")
+    value = Value(name, type_, constants[name])
+    if f"@{digest(value)}" != text:
+        raise GraphError(f"constant %{name} is {digest(value)}, the text says {text[1:]}")
+    return value
+
+
+def _op(name: str, attributes: str) -> ops.Op:
+    cls = ops.BY_NAME[name]
+    kinds = {f.name: f.type for f in dataclasses.fields(cls)}
+    values: dict[str, object] = {}
+    for item in attributes.split():
+        key, _, text = item.partition("=")
+        enums = {"DType": DType, "Rounding": ops.Rounding, "ResizeMode": ops.ResizeMode}
+        kind = enums.get(str(kinds[key]))
+        values[key] = kind(text) if kind else ast.literal_eval(text)
+    return cls(**values)
