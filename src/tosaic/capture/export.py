@@ -1,0 +1,253 @@
+"""nn.Module -> FX graph in the operator set that `lower` knows."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from tosaic.capture.batch_norm import canonicalize_batch_norm
+from tosaic.errors import CaptureError, InputError
+
+aten = torch.ops.aten
+Inputs = tuple[Any, ...]
+
+# Operators that change nothing in an inference graph of static shapes.
+_ALIASES = {
+    aten.clone.default,
+    aten.detach.default,
+    aten.alias.default,
+    aten.lift_fresh_copy.default,
+    aten.contiguous.default,
+    aten.dropout.default,
+}
+
+
+@dataclass
+class Captured:
+    """A model as a flat FX graph of aten operators.
+
+    Attributes:
+        module: callable with the model's own inputs; parameters are get_attr nodes.
+        example_inputs: the inputs it was captured with (their shapes are the only ones that it takes).
+        input_names, output_names: of the flattened inputs and outputs, in order.
+    """
+
+    module: torch.fx.GraphModule
+    example_inputs: Inputs
+    input_names: list[str]
+    output_names: list[str]
+
+
+def as_inputs(example: Any) -> Inputs:
+    """A model's positional inputs from what a user hands over: a tensor, or a tuple or list of inputs."""
+    if isinstance(example, torch.Tensor):
+        return (example,)
+    if isinstance(example, list | tuple):
+        return tuple(example)
+    raise InputError(f"example inputs are a tensor or a tuple of inputs, found {type(example).__name__}")
+
+
+def capture(
+    model: nn.Module | torch.export.ExportedProgram, example_inputs: Any = None, *, keep: Collection[torch._ops.OpOverload]
+) -> Captured:
+    """Export `model` and decompose it to Core ATen, except the operators in `keep`.
+
+    Batch normalization is left in place as `aten.batch_norm`, one node each (see `batch_norm.py`).
+
+    Args:
+        model: a module, or a program that torch.export captured before.
+        example_inputs: positional inputs; needed for a module.
+        keep: operators that have a lowering (or a quantization rule) of their own.
+
+    Raises:
+        CaptureError: torch.export refused the model, or it has dynamic shapes.
+        InputError: no example inputs, or weights that are not finite.
+    """
+    if isinstance(model, torch.export.ExportedProgram):
+        program = model
+        example_inputs = example_inputs if example_inputs is not None else program.example_inputs[0]
+    else:
+        if example_inputs is None:
+            raise InputError("example inputs are missing", remedy="pass example_inputs=(tensor, ...), with the shapes to compile for")
+        program = _export(model, as_inputs(example_inputs))
+    inputs = as_inputs(example_inputs)
+    _check_static(program)
+    _check_finite(program)
+    table = torch.export.default_decompositions()
+    for op in keep:
+        table.pop(op, None)
+    with warnings.catch_warnings(), _quiet():
+        warnings.simplefilter("ignore")
+        module = program.run_decompositions(table).module(check_guards=False)
+    _drop_aliases(module)
+    canonicalize_batch_norm(module)
+    tidy(module)
+    names = [n.name for n in module.graph.nodes if n.op == "placeholder"]
+    return Captured(module, inputs, names, _output_names(program, module))
+
+
+def load_program(path: Path) -> torch.export.ExportedProgram:
+    """Read a `.pt2` file that torch.export.save wrote."""
+    if not path.is_file():
+        raise InputError(f"no such file: {path}")
+    try:
+        with _quiet():
+            return torch.export.load(path)
+    except Exception as error:  # torch raises many kinds here; all of them mean one thing to the user
+        raise InputError(f"{path} is not a torch.export program: {_first_line(error)}", remedy="write it with torch.export.save") from error
+
+
+def _export(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
+    modes = {m: m.training for m in model.modules()}
+    model.eval()
+    reasons: list[Exception] = []
+    try:
+        for strict in (False, True):
+            try:
+                with warnings.catch_warnings(), _quiet(), torch.no_grad():
+                    warnings.simplefilter("ignore")
+                    return torch.export.export(model, inputs, strict=strict)
+            except Exception as error:  # anything that the user's forward() can raise
+                reasons.append(error)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    first = reasons[0]
+    raise CaptureError(
+        f"torch.export cannot capture {type(model).__name__}: {_first_line(first)}",
+        where=_user_frame(first),
+        remedy="check that model(*example_inputs) runs, and that its control flow does not depend on tensor values "
+        "(see the torch.export documentation); --debug shows torch's own report",
+    ) from first
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+
+
+def _user_frame(error: BaseException) -> str | None:
+    """The innermost frame outside torch, as file:line."""
+    frame, found = error.__traceback__, None
+    while frame is not None:
+        name = frame.tb_frame.f_code.co_filename
+        if "/torch/" not in name and "/tosaic/" not in name and not name.startswith("<"):
+            found = f"{name}:{frame.tb_lineno}"
+        frame = frame.tb_next
+    return found
+
+
+class _quiet:
+    """Silence torch.export's loggers; failures are reported in one message."""
+
+    def __enter__(self) -> None:
+        self._level = logging.getLogger("torch").level
+        logging.getLogger("torch").setLevel(logging.CRITICAL)
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("torch").setLevel(self._level)
+
+
+def _check_static(program: torch.export.ExportedProgram) -> None:
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor) and any(not isinstance(d, int) for d in value.shape):
+            raise CaptureError(
+                f"'{node.name}' has the dynamic shape {tuple(value.shape)}; a .vgf has fixed shapes",
+                remedy="export once for each shape, without dynamic_shapes",
+            )
+
+
+def _check_finite(program: torch.export.ExportedProgram) -> None:
+    for name, tensor in program.state_dict.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            bad = "NaN" if torch.isnan(tensor).any() else "an infinite value"
+            raise InputError(f"weight '{name}' {tuple(tensor.shape)} contains {bad}", remedy="check the checkpoint")
+
+
+def _drop_aliases(module: torch.fx.GraphModule) -> None:
+    for node in list(module.graph.nodes):
+        same = node.op == "call_function" and (node.target in _ALIASES or _is_no_op(node))
+        if same:
+            node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)
+
+
+def _is_no_op(node: torch.fx.Node) -> bool:
+    """A cast to the type that its input has already, or an expand to its own shape."""
+    if node.target not in (aten._to_copy.default, aten.expand.default):
+        return False
+    source, value = node.args[0].meta.get("val"), node.meta.get("val")
+    return source is not None and value is not None and source.dtype == value.dtype and source.shape == value.shape
+
+
+def tidy(module: torch.fx.GraphModule) -> None:
+    """Remove dead nodes and unused parameters, and recompile."""
+    module.graph.eliminate_dead_code()
+    module.delete_all_unused_submodules()
+    module.graph.lint()
+    module.recompile()
+
+
+def _output_names(program: torch.export.ExportedProgram, module: torch.fx.GraphModule) -> list[str]:
+    """Keys of a dict result, else `output` or `output_0`, `output_1`, ..."""
+    count = len(pytree.tree_leaves(next(n for n in module.graph.nodes if n.op == "output").args[0]))
+    spec = program.call_spec.out_spec
+    if spec is not None and spec.type is dict and spec.num_children == count:
+        return [str(k) for k in spec.context]
+    return ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
+
+
+class _DropoutMarker(nn.Module):
+    """Stands for a dropout while the model is exported for evaluation, where dropouts vanish."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.ops.tosaic.dropout_marker(x, self.p)
+
+
+@torch.library.custom_op("tosaic::dropout_marker", mutates_args=())
+def _dropout_marker(x: torch.Tensor, p: float) -> torch.Tensor:
+    return x.clone()
+
+
+@_dropout_marker.register_fake
+def _(x: torch.Tensor, p: float) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+def capture_for_training(model: nn.Module, example_inputs: Any, *, keep: Collection[torch._ops.OpOverload]) -> Captured:
+    """Like `capture`, of a copy of `model` whose parameters train; nn.Dropout layers stay alive in train mode.
+
+    Functional dropout (`F.dropout` in forward()) is dropped, as the export is an evaluation graph.
+    """
+    copied = copy.deepcopy(model)
+    for parent in list(copied.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Dropout):
+                setattr(parent, name, _DropoutMarker(child.p))
+    captured = capture(copied, example_inputs, keep=keep)
+    module = captured.module
+    for i, node in enumerate([n for n in module.graph.nodes if n.target is torch.ops.tosaic.dropout_marker.default]):
+        module.add_submodule(f"dropout_{i}", nn.Dropout(node.args[1]))
+        with module.graph.inserting_before(node):
+            live = module.graph.call_module(f"dropout_{i}", (node.args[0],))
+        live.meta = node.meta.copy()
+        node.replace_all_uses_with(live)
+        module.graph.erase_node(node)
+    for parameter in module.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    tidy(module)
+    return captured

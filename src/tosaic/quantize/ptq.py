@@ -1,0 +1,165 @@
+"""Post-training quantization, and what quantization hands to the compiler."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+from tosaic.errors import InputError, QuantizeError
+from tosaic.quantize.quantizer import Chosen, TosaQuantizer
+from tosaic.quantize.schemes import Recipe
+
+Inputs = tuple[Any, ...]
+
+
+@dataclass
+class Quantized:
+    """A quantized program: quantize and dequantize operators around float arithmetic.
+
+    Attributes:
+        module: callable; computes what the quantized model means in float (fake quantization).
+        recipe: what the user asked for.
+        chosen: node name -> decision of the quantizer.
+        calibration: number of samples and SHA-256 of the calibration data.
+        timings: seconds of each stage so far.
+    """
+
+    module: torch.fx.GraphModule
+    example_inputs: Inputs
+    input_names: list[str]
+    output_names: list[str]
+    recipe: Recipe
+    chosen: dict[str, Chosen]
+    calibration: dict[str, Any] = field(default_factory=dict)
+    timings: dict[str, float] = field(default_factory=dict)
+
+    def __call__(self, *inputs: torch.Tensor) -> Any:
+        with torch.no_grad():
+            return self.module(*inputs)
+
+
+def quantize_captured(
+    module: torch.fx.GraphModule,
+    example_inputs: Inputs,
+    calibration: Iterable[Any],
+    recipe: Recipe,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[torch.fx.GraphModule, dict[str, Chosen], dict[str, Any]]:
+    """Observe, calibrate and convert a captured graph (batch norm folded already).
+
+    Args:
+        calibration: an iterable of input tuples (or tensors); batches of any size that is a multiple of the
+            captured batch size.
+        progress: called with the number of samples seen.
+
+    Returns:
+        The quantized module, the decisions, and the record of the calibration data.
+
+    Raises:
+        InputError: empty calibration, wrong shapes or types, or values that are not finite.
+    """
+    quantizer = TosaQuantizer(recipe)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        prepared = prepare_pt2e(module, quantizer)
+        record = calibrate(prepared, example_inputs, calibration, progress)
+        converted = convert(prepared)
+    return converted, quantizer.chosen, record
+
+
+def convert(prepared: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """Replace observers by quantize and dequantize operators; weights stay float, behind their quantize operator."""
+    try:
+        return convert_pt2e(prepared, fold_quantize=False)
+    except QuantizeError:
+        raise
+    except Exception as error:  # whatever torchao meets; the user gets one message
+        raise QuantizeError(f"conversion failed: {type(error).__name__}: {error}") from error
+
+
+@torch.no_grad()
+def calibrate(
+    prepared: nn.Module, example_inputs: Inputs, data: Iterable[Any], progress: Callable[[int], None] | None = None
+) -> dict[str, Any]:
+    """Run calibration data through observers.
+
+    Returns:
+        {"samples": number of model calls, "sha256": digest of the data}.
+    """
+    digest, samples = hashlib.sha256(), 0
+    for inputs in batches(data, example_inputs):
+        prepared(*inputs)
+        for tensor in pytree.tree_leaves(inputs):
+            if isinstance(tensor, torch.Tensor):
+                digest.update(tensor.detach().contiguous().numpy().tobytes())
+        samples += 1
+        if progress:
+            progress(samples)
+    if not samples:
+        raise InputError("the calibration data is empty", remedy="give at least one sample; 32 to 256 are usual")
+    return {"samples": samples, "sha256": digest.hexdigest()}
+
+
+def batches(data: Iterable[Any], example_inputs: Inputs) -> Iterator[Inputs]:
+    """Input tuples in the captured shapes, from an iterable of tensors, arrays, tuples or larger batches.
+
+    Raises:
+        InputError: the data is not iterable, or a sample has another shape, type or count than the model takes.
+    """
+    if not isinstance(data, Iterable) or isinstance(data, str | bytes | dict):
+        raise InputError(f"calibration data is an iterable of input tuples, found {type(data).__name__}")
+    want = [t for t in pytree.tree_leaves(example_inputs) if isinstance(t, torch.Tensor)]
+    for index, sample in enumerate(data):
+        found = [torch.as_tensor(np.ascontiguousarray(t)) if isinstance(t, np.ndarray) else t for t in _flat(sample)]
+        # a DataLoader of a labelled data set yields (inputs, label); what the model takes comes first
+        tensors = found[: len(want)]
+        if len(found) < len(want) or not all(isinstance(t, torch.Tensor) for t in tensors):
+            raise InputError(f"calibration sample {index} has {len(found)} tensors; the model takes {len(want)}")
+        yield from _split(tensors, want, index)
+
+
+def _flat(sample: Any) -> list[Any]:
+    if isinstance(sample, dict):
+        sample = list(sample.values())
+    return list(pytree.tree_leaves(sample))
+
+
+def _split(tensors: list[torch.Tensor], want: list[torch.Tensor], index: int) -> Iterator[Inputs]:
+    parts = []
+    for position, (tensor, example) in enumerate(zip(tensors, want, strict=True)):
+        where = f"calibration sample {index}, input {position}"
+        if tensor.dtype != example.dtype:
+            raise InputError(f"{where}: expected {example.dtype}, found {tensor.dtype}", remedy="convert the data before")
+        if tensor.dim() == example.dim() - 1 and tensor.shape == example.shape[1:] and example.shape[0] == 1:
+            tensor = tensor.unsqueeze(0)
+        same = tensor.dim() == example.dim() and tensor.shape[1:] == example.shape[1:]
+        if not same or (tensor.dim() and tensor.shape[0] % example.shape[0]):
+            raise InputError(f"{where}: expected shape {tuple(example.shape)} (or a multiple of its batch), found {tuple(tensor.shape)}")
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise InputError(f"{where} contains NaN or infinite values", remedy="remove that sample or repair the data")
+        parts.append(tensor.split(example.shape[0]) if tensor.dim() else (tensor,))
+    yield from zip(*parts, strict=True)
+
+
+class Stopwatch:
+    """Collects seconds by stage name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
+        self._last = now

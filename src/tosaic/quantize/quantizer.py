@@ -1,0 +1,274 @@
+"""The PT2E quantizer: from the rules, which value is quantized how.
+
+A value that only multiply-accumulates read is at activation precision; one that arithmetic reads stays wide
+(`between`), and each MAC behind it narrows its own input. Operators outside the scope keep their float inputs.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from dataclasses import dataclass
+
+import torch
+from torch.fx import Node
+from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer, SharedQuantizationSpec
+
+from tosaic.quantize.observers import FakeQuantize, Observer
+from tosaic.quantize.rules import RULES, Kind, Rule, aten
+from tosaic.quantize.schemes import INT32, PRECISIONS, Precision, Recipe, Scheme
+
+_KEY = "quantization_annotation"
+_NARROW = (Kind.MAC, Kind.TABLE, Kind.POOL, Kind.INDEX)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What was decided for one operator: its rule and scheme (None: it stays float, for `reason`)."""
+
+    rule: Rule | None
+    scheme: Scheme | None
+    reason: str
+
+
+def module_path(node: Node) -> str:
+    """Dotted path of the nn.Module that a node comes from ("" at the top)."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return next((path for path, _ in reversed(list(stack.values()))), "").removeprefix("L['self'].")
+
+
+def _module_class(node: Node) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    kinds = [kind if isinstance(kind, str) else kind.__qualname__ for _, kind in stack.values()]
+    return kinds[-1].rsplit(".", 1)[-1] if kinds else ""
+
+
+def aten_name(node: Node) -> str:
+    """`conv2d`-like short name of a node's operator."""
+    return getattr(node.target, "_opname", None) or str(node.target).split(".")[0]
+
+
+class TosaQuantizer(Quantizer):
+    """Annotates a captured graph by `RULES` and a `Recipe`.
+
+    Attributes:
+        chosen: filled by `annotate`: node name -> decision, for the ledger.
+    """
+
+    def __init__(self, recipe: Recipe, *, training: bool = False) -> None:
+        super().__init__()
+        self.recipe, self.training = recipe, training
+        self.chosen: dict[str, Chosen] = {}
+
+    def annotate(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
+        for node in model.graph.nodes:
+            if node.op == "call_function" or self._is_fold(model, node):
+                self.chosen[node.name] = self._choose(model, node)
+        self._fused = {n for n in model.graph.nodes if self._fuses_with_producer(n)}
+        for node in model.graph.nodes:
+            if node.op == "placeholder":
+                self._annotate_input(node)
+            elif node.name in self.chosen and self.chosen[node.name].scheme is not None:
+                self._annotate_operator(node)
+        return model
+
+    def validate(self, model: torch.fx.GraphModule) -> None:
+        """Nothing to check: `annotate` writes rules only."""
+
+    def _is_fold(self, model: torch.fx.GraphModule, node: Node) -> bool:
+        """A batch norm that is simulated folded stands for the convolution before it."""
+        return node.op == "call_module" and str(node.target).startswith("fold_") and not str(node.target).endswith("_weight")
+
+    def _choose(self, model: torch.fx.GraphModule, node: Node) -> Chosen:
+        if node.op == "call_module":
+            inner = self._choose(model, node.args[0])
+            return Chosen(Rule(Kind.MAC, (), natural=True), inner.scheme, inner.reason)
+        if node.target is operator.getitem:
+            return self._choose(model, node.args[0])
+        rule = RULES.get(node.target)
+        value = node.meta.get("val")
+        if rule is None:
+            return Chosen(None, None, "no quantization rule")
+        if isinstance(value, torch.Tensor) and not value.is_floating_point() and rule.kind is not Kind.INDEX:
+            return Chosen(None, None, "integer arithmetic")
+        is_linear = node.target is aten.linear.default and _module_class(node) in ("Linear", "NonDynamicallyQuantizableLinear")
+        scheme = self.recipe.scheme_of(module_path(node), aten_name(node), is_linear)
+        if scheme.activation is None:
+            return Chosen(rule, None, "override" if self.recipe.scope == "full" else f"outside scope {self.recipe.scope}")
+        return Chosen(rule, scheme, "rule")
+
+    def _scheme(self, node: Node) -> Scheme | None:
+        chosen = self.chosen.get(node.name)
+        return chosen.scheme if chosen else None
+
+    def _rule(self, node: Node) -> Rule | None:
+        chosen = self.chosen.get(node.name)
+        return chosen.rule if chosen else None
+
+    def _between(self, scheme: Scheme) -> Precision:
+        assert scheme.activation is not None
+        wide = PRECISIONS[self.recipe.between]
+        return wide if wide.dtype.bits > scheme.activation.dtype.bits else scheme.activation
+
+    def _fuses_with_producer(self, node: Node) -> bool:
+        rule = self._rule(node)
+        if rule is None or rule.kind is not Kind.CLAMP or self._scheme(node) is None:
+            return False
+        producer = node.args[0]
+        before = self._rule(producer) if isinstance(producer, Node) else None
+        natural = before is not None and before.natural and before.kind not in (Kind.MOVE, Kind.TABLE)
+        return natural and len(producer.users) == 1 and self._scheme(producer) == self._scheme(node)
+
+    def _demand(self, node: Node) -> set[str]:
+        """What the readers of a value want: "narrow", "wide" or "float"."""
+        wanted: set[str] = set()
+        for user in node.users:
+            rule = self._rule(user)
+            if user.op == "output":
+                wanted.add("narrow")
+            elif rule is None or self._scheme(user) is None:
+                wanted.add("float")
+            elif user.target is operator.getitem or (rule.kind is Kind.MOVE and user.target is not aten.cat.default):
+                wanted |= self._demand(user)
+            else:
+                wanted.add("narrow" if rule.kind in _NARROW else "wide")
+        return wanted
+
+    def _precision(self, node: Node) -> Precision | None:
+        """Precision at which the value of a quantized operator is stored; None if it is not quantized there."""
+        rule, scheme = self._rule(node), self._scheme(node)
+        if rule is None or scheme is None or rule.kind is Kind.INDEX:
+            return None
+        if any(user in self._fused for user in node.users) or any(self._is_simulated(user) for user in node.users):
+            return None
+        demand = self._demand(node)
+        if "float" in demand:
+            return None
+        wide = "wide" in demand and (rule.kind in (Kind.MAC, Kind.WIDE, Kind.CLAMP) or node.target is aten.cat.default)
+        return self._between(scheme) if wide else scheme.activation
+
+    def _is_simulated(self, node: Node) -> bool:
+        return node.op == "call_module" and str(node.target).startswith("fold_")
+
+    def _annotate_input(self, node: Node) -> None:
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point() or not node.users:
+            return
+        schemes = [s for u in node.users if (s := self._scheme(u)) is not None]
+        if "float" not in self._demand(node) and schemes:
+            widest = max(schemes, key=lambda s: s.activation.dtype.bits)  # type: ignore[union-attr]
+            node.meta[_KEY] = QuantizationAnnotation(output_qspec=self._activation(widest.activation, node.name), _annotated=True)
+
+    def _annotate_operator(self, node: Node) -> None:
+        rule, scheme = self._rule(node), self._scheme(node)
+        assert rule is not None and scheme is not None
+        if node.target is operator.getitem:
+            share = SharedQuantizationSpec(node.args[0].args[0]) if self._stored(node.args[0].args[0]) else None
+            node.meta[_KEY] = QuantizationAnnotation(output_qspec=share, _annotated=True)
+            return
+        annotation = QuantizationAnnotation(_annotated=True)
+        for operand in self._operands(node, rule):
+            if spec := self._input_spec(node, operand, rule, scheme):
+                annotation.input_qspec_map[operand] = spec
+        if rule.weight is not None:
+            weight = node.args[rule.weight]
+            annotation.input_qspec_map[weight] = self._weight(node, scheme)
+        annotation.output_qspec = self._output_spec(node, rule, annotation)
+        node.meta[_KEY] = annotation
+
+    def _operands(self, node: Node, rule: Rule) -> list[Node]:
+        found: list[Node] = []
+        for position in rule.inputs:
+            argument = node.args[position] if position < len(node.args) else None
+            found += argument if isinstance(argument, list | tuple) else [argument]
+        return [n for n in dict.fromkeys(found) if isinstance(n, Node) and n.op != "get_attr" and _is_float(n)]
+
+    def _stored(self, node: Node) -> Precision | None:
+        """Precision of the value of any node, as other operators see it."""
+        if node.op == "placeholder":
+            annotation = node.meta.get(_KEY)
+            return None if annotation is None else next(p for p in PRECISIONS.values() if p.torch_dtype is annotation.output_qspec.dtype)
+        if node.target is operator.getitem:
+            return self._stored(node.args[0].args[0])
+        rule = self._rule(node)
+        shares = rule is not None and rule.kind in (Kind.MOVE, Kind.POOL) and node.target is not aten.cat.default
+        if shares and self._scheme(node) is not None and "float" not in self._demand(node):
+            inherited = self._stored(node.args[0])
+            if rule.kind is Kind.MOVE and inherited is not None:  # type: ignore[union-attr]
+                return inherited
+        return self._precision(node)
+
+    def _input_spec(self, node: Node, operand: Node, rule: Rule, scheme: Scheme) -> QuantizationSpec | None:
+        if node in self._fused:
+            return None
+        stored = self._stored(operand)
+        if rule.kind in _NARROW:
+            return None if stored == scheme.activation else self._activation(scheme.activation, operand.name)
+        return None if stored is not None else self._activation(self._between(scheme), operand.name)
+
+    def _output_spec(self, node: Node, rule: Rule, annotation: QuantizationAnnotation) -> object:
+        precision = self._precision(node)
+        if precision is None:
+            return None
+        if rule.kind in (Kind.MOVE, Kind.POOL) and node.target is not aten.cat.default:
+            source = node.args[0]
+            return SharedQuantizationSpec((source, node) if source in annotation.input_qspec_map else source)
+        if precision.dtype is not INT32.dtype and (cat := self._only_concatenated(node, rule, precision)) is not None:
+            return SharedQuantizationSpec(cat)
+        return self._activation(precision, node.name, rule.fixed_range)
+
+    def _only_concatenated(self, node: Node, rule: Rule, precision: Precision) -> Node | None:
+        """The concatenation that is a value's only reader, if both can have one scale: then it costs no requantization."""
+        users = list(node.users)
+        alone = len(users) == 1 and users[0].target is aten.cat.default and rule.kind in (Kind.MAC, Kind.WIDE, Kind.CLAMP)
+        return users[0] if alone and self._precision(users[0]) == precision else None
+
+    def _activation(self, precision: Precision | None, label: str, fixed: tuple[float, float] | None = None) -> QuantizationSpec:
+        assert precision is not None
+        percentile = self.recipe.observer == "percentile" and precision is not INT32
+        options = {
+            "top": precision.top,
+            "momentum": 0.01 if self.training and precision is not INT32 else 0.0,
+            "percentile": percentile and not self.training,
+            "fixed": fixed if precision is not INT32 else None,
+            "label": label,
+        }
+        return QuantizationSpec(
+            dtype=precision.torch_dtype,
+            quant_min=precision.quant_min,
+            quant_max=precision.quant_max,
+            qscheme=torch.per_tensor_symmetric if precision.symmetric else torch.per_tensor_affine,
+            observer_or_fake_quant_ctr=_constructor(self.training, **options),
+        )
+
+    def _weight(self, node: Node, scheme: Scheme) -> QuantizationSpec:
+        weight = scheme.weight
+        assert weight is not None
+        transposed = node.target is aten.convolution.default and node.args[6]
+        return QuantizationSpec(
+            dtype=weight.torch_dtype,
+            quant_min=weight.quant_min,
+            quant_max=weight.quant_max,
+            qscheme=torch.per_channel_symmetric,
+            # the axis goes through the constructor: torchao hands it on only to classes with PerChannel in their name
+            observer_or_fake_quant_ctr=_constructor(
+                self.training, top=weight.top, memoryless=True, ch_axis=1 if transposed else 0, label=str(node.args[1])
+            ),
+        )
+
+
+def _is_float(node: Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+def _constructor(training: bool, **options: object) -> object:
+    """An observer (or fake-quantize) constructor in the form that PT2E wants; equal options give equal constructors."""
+    return _cached(training, tuple(sorted(options.items(), key=lambda item: item[0])))
+
+
+@functools.cache
+def _cached(training: bool, options: tuple[tuple[str, object], ...]) -> object:
+    return (FakeQuantize if training else Observer).with_args(**dict(options))
+
+

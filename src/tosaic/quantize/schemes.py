@@ -1,0 +1,123 @@
+"""Quantization schemes: what is int8, what is int16, and what the specification must have for it."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from tosaic.errors import InputError, SpecError
+from tosaic.tosa.spec import Spec
+from tosaic.tosa.types import DType
+
+WIDE_BITS = 24  # significant bits of an int32 value; float32 fake quantization models up to 24 exactly
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How a value of one type is quantized."""
+
+    dtype: DType
+    torch_dtype: torch.dtype
+    quant_min: int  # range of stored values
+    quant_max: int
+    top: int  # the stored value that the calibrated maximum maps to (symmetric only)
+    symmetric: bool
+
+
+INT8 = Precision(DType.INT8, torch.int8, -128, 127, 127, symmetric=False)
+INT16 = Precision(DType.INT16, torch.int16, -32768, 32767, 32767, symmetric=True)
+# 8 bits above the calibrated maximum are head-room for additions
+INT32 = Precision(DType.INT32, torch.int32, -(2**31), 2**31 - 1, 2 ** (WIDE_BITS - 1) - 1, symmetric=True)
+WEIGHT8 = Precision(DType.INT8, torch.int8, -127, 127, 127, symmetric=True)
+PRECISIONS = {"int8": INT8, "int16": INT16, "int32": INT32}
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A named combination of weight and activation precision.
+
+    Attributes:
+        activation: of what enters a multiply-accumulate.
+        requires: profile or extensions of the specification.
+    """
+
+    name: str
+    activation: Precision | None
+    weight: Precision | None
+    requires: tuple[str, ...]
+
+
+SCHEMES = {
+    "8a8w": Scheme("8a8w", INT8, WEIGHT8, ("INT",)),
+    "16a8w": Scheme("16a8w", INT16, WEIGHT8, ("INT", "int16")),
+    "fp32": Scheme("fp32", None, None, ("FP",)),
+}
+SCOPES = ("full", "linear")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the user asked for.
+
+    Attributes:
+        scheme: for everything that `overrides` does not name.
+        scope: "full" quantizes all, "linear" only nn.Linear and what `overrides` names.
+        overrides: module path pattern (`blocks.3.*`) or aten operator name -> scheme.
+        between: precision of values that arithmetic consumes ("int8" stands for the scheme's own activations).
+        observer: "minmax" or "percentile" (99.99th) for calibration of int8 and int16 values.
+    """
+
+    scheme: str = "8a8w"
+    scope: str = "full"
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    between: str = "int32"
+    observer: str = "minmax"
+
+    def __post_init__(self) -> None:
+        _known("scheme", self.scheme, SCHEMES)
+        _known("scope", self.scope, SCOPES)
+        _known("between", self.between, PRECISIONS)
+        _known("observer", self.observer, ("minmax", "percentile"))
+        for pattern, scheme in self.overrides.items():
+            _known(f"scheme of override '{pattern}'", scheme, SCHEMES)
+
+    def scheme_of(self, module_path: str, aten: str, is_linear: bool) -> Scheme:
+        """The scheme of one operator; the last override that matches wins."""
+        found = self.scheme if self.scope == "full" or is_linear else "fp32"
+        for pattern, scheme in self.overrides.items():
+            if aten == pattern or module_path == pattern or fnmatch.fnmatch(module_path, pattern):
+                found = scheme
+        return SCHEMES[found]
+
+    def requires(self) -> list[str]:
+        """Profiles and extensions that the specification must have."""
+        names = [SCHEMES[s] for s in (self.scheme, *self.overrides.values())]
+        needs = [r for s in names for r in s.requires]
+        if self.scope == "linear":
+            needs.append("FP")
+        return list(dict.fromkeys(needs))
+
+    def smallest_spec(self) -> Spec:
+        """The smallest specification that holds this recipe."""
+        needs = self.requires()
+        return Spec(frozenset(n for n in needs if n in ("INT", "FP")), frozenset(n for n in needs if n not in ("INT", "FP")))
+
+    def check(self, spec: Spec) -> None:
+        """Refuse a specification that cannot hold this recipe, before any work is done.
+
+        Raises:
+            SpecError: names what is missing and the specification that would do.
+        """
+        missing = [r for r in self.requires() if not spec.holds(r)]
+        if missing:
+            what = f"{self.scheme}{', scope ' + self.scope if self.scope != 'full' else ''}{' with overrides' if self.overrides else ''}"
+            kinds = " and ".join(f"the {r} {'profile' if r in ('INT', 'FP') else 'extension'}" for r in missing)
+            raise SpecError(f"{what} needs {kinds}, which {spec} does not have", remedy=f"use --spec {spec.plus(*missing)}")
+
+
+def _known(what: str, value: str, known: object) -> None:
+    if value not in known:  # type: ignore[operator]
+        raise InputError(f"unknown {what} '{value}'", remedy=f"known are {', '.join(known)}")  # type: ignore[call-overload]
