@@ -127,6 +127,10 @@ class Builder:
         finally:
             self._prefix, self._location = old
 
+    def reserve(self, names: Sequence[str]) -> None:
+        """Keep names free for values that are renamed later (graph outputs)."""
+        self._taken.update(names)
+
     def _unique(self, name: str) -> str:
         candidate, n = name, 0
         while candidate in self._taken:

@@ -674,6 +674,7 @@ class Cast(Op):
         self.require(
             not {x.dtype, self.dtype} > {B} or not (x.dtype.is_float or self.dtype.is_float), f"does not cast {x} to {self.dtype.value}"
         )
+        self.require({x.dtype, self.dtype} != {F16, BF16}, f"does not cast {x} to {self.dtype.value}; cast to f32 between them")
         return x.with_dtype(self.dtype)
 
     def requires(self, *types: TensorType) -> str:

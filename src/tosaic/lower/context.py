@@ -1,0 +1,247 @@
+"""The tools of the lowering functions: storing, requantizing, laying out and typing operands."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from tosaic.errors import UnsupportedError
+from tosaic.lower.operand import Operand, Quant, compose, inverse, multiplier_shift
+from tosaic.tosa import ops
+from tosaic.tosa.graph import Builder, Location, Value
+from tosaic.tosa.spec import Spec
+from tosaic.tosa.types import DType
+
+NHWC = (0, 2, 3, 1)
+NCHW = (0, 3, 1, 2)
+# bits of |stored - zero_point|; int32 values are scaled to 24 significant bits, sign included
+_MAGNITUDE_BITS = {DType.INT8: 8, DType.INT16: 15, DType.INT32: 23}
+
+
+class Context:
+    """State of one lowering.
+
+    Attributes:
+        want: the quantization that the operator's readers ask for, or None (accumulate, or stay float).
+        location: of the operator that is being lowered.
+    """
+
+    def __init__(self, builder: Builder, spec: Spec) -> None:
+        self.builder, self.spec = builder, spec
+        self.want: Quant | None = None
+        self.location = Location()
+
+    def emit(self, op: ops.Op, *inputs: Value) -> Value:
+        return self.builder.emit(op, *inputs)
+
+    def refuse(self, why: str) -> UnsupportedError:
+        """An error about the operator that is being lowered."""
+        return UnsupportedError(why, where=str(self.location))
+
+    # Constants
+
+    def i32(self, numbers: float | np.ndarray, rank: int = 0) -> Value:
+        """An int32 constant; a scalar becomes [1, ..., 1] of `rank`."""
+        array = np.asarray(numbers)
+        return self.builder.const(array.reshape((1,) * rank) if array.ndim == 0 else array, DType.INT32)
+
+    def f32(self, numbers: float | np.ndarray, rank: int = 0) -> Value:
+        array = np.asarray(numbers)
+        return self.builder.const(array.reshape((1,) * rank) if array.ndim == 0 else array, DType.FP32)
+
+    def i8(self, numbers: np.ndarray) -> Value:
+        return self.builder.const(numbers, DType.INT8)
+
+    # Layout
+
+    def store(self, x: Operand) -> Operand:
+        """`x` with a value (constants become CONST)."""
+        if x.value is not None:
+            return x
+        assert x.array is not None
+        dtype = x.quant.dtype if x.quant else DType.BOOL if x.array.dtype == np.bool_ else DType.INT32 if x.array.dtype.kind == "i" else DType.FP32
+        return replace(x, value=self.builder.const(x.array, dtype), array=None)
+
+    def permuted(self, x: Operand, perm: Sequence[int]) -> Value:
+        """TRANSPOSE(logical x, perm) as a value; nothing is emitted where it cancels with what is pending."""
+        x = self.store(x)
+        assert x.value is not None
+        if x.view is not None:
+            x = replace(x, value=self.logical(x), perm=None, view=None)
+        whole = compose(x.perm, tuple(perm))
+        if whole == tuple(range(len(whole))):
+            return x.value  # type: ignore[return-value]
+        return self.emit(ops.Transpose(whole), x.value)  # type: ignore[arg-type]
+
+    def logical(self, x: Operand) -> Value:
+        """The value in logical layout (pending clamps are not looked at)."""
+        x = self.store(x)
+        value = x.value
+        assert value is not None
+        if x.perm is not None and x.perm != tuple(range(len(x.perm))):
+            value = self.emit(ops.Transpose(x.perm), value)
+        return self.reshape(value, x.shape)
+
+    def reshape(self, value: Value, shape: Sequence[int]) -> Value:
+        return value if value.shape == tuple(shape) else self.emit(ops.Reshape(tuple(shape)), value)
+
+    def plain(self, x: Operand) -> Operand:
+        """`x` in logical layout, one scale for the whole tensor, nothing pending."""
+        x = self.resolve_clamp(self.uniform(x))
+        return Operand(self.logical(x), quant=x.quant)
+
+    def with_rank(self, x: Operand, rank: int) -> Operand:
+        """`x` with leading dimensions of 1 added, as broadcasting does."""
+        if len(x.shape) == rank:
+            return x
+        if x.is_const:
+            return replace(x, array=x.array.reshape((1,) * (rank - len(x.shape)) + x.shape))  # type: ignore[union-attr]
+        x = self.plain(x)
+        return replace(x, value=self.reshape(x.value, (1,) * (rank - len(x.shape)) + x.shape))  # type: ignore[arg-type]
+
+    def same_layout(self, *operands: Operand) -> tuple[list[Operand], tuple[int, ...] | None]:
+        """Operands of one rank with their pending permutations made equal, and that permutation."""
+        perms = [x.perm for x in operands if not x.is_const and x.view is None and x.perm is not None]
+        perm = perms[0] if perms else None
+        if perm is None:
+            return [replace(x, value=self.logical(x), perm=None, view=None) if not x.is_const else x for x in operands], None
+        out = []
+        for x in operands:
+            if x.is_const:
+                out.append(replace(x, array=np.transpose(x.array, inverse(perm))))  # type: ignore[arg-type]
+            else:
+                out.append(replace(x, value=self.permuted(x, inverse(perm)), perm=None, view=None))
+        return out, perm
+
+    # Quantization
+
+    def is_narrow(self, x: Operand) -> bool:
+        """Stored as int8 or int16 with one scale: what MACs, TABLE and pools take."""
+        return x.quant is not None and not x.quant.per_channel and x.quant.dtype in (DType.INT8, DType.INT16)
+
+    def rescale(self, value: Value, source: Quant, target: Quant) -> Value:
+        """RESCALE between two quantizations (specification section 2.12.2); nothing where they are equal."""
+        if source == target:
+            return value
+        factors = np.atleast_1d(source.scales / target.scales)
+        bits = 15 if source.dtype is DType.INT48 else 31
+        pairs = [multiplier_shift(float(f), bits) for f in factors]
+        if len(set(pairs)) == 1:
+            pairs = pairs[:1]
+        op = ops.Rescale(
+            target.dtype,
+            tuple(m for m, _ in pairs),
+            tuple(s for _, s in pairs),
+            input_zp=source.zero_point,
+            output_zp=target.zero_point,
+            per_channel=len(pairs) > 1,
+        )
+        return self.emit(op, value)
+
+    def requantize(self, x: Operand, target: Quant) -> Operand:
+        """`x` at another quantization; pending clamps fold into the saturation of the target or become one CLAMP."""
+        if x.quant is None:
+            return self.quantize_float(x, target)
+        if x.is_const:
+            return Operand(array=target.store(np.clip(x.reals(), x.low, x.high)), quant=target)
+        assert x.value is not None
+        done = replace(x, value=self.rescale(x.value, x.quant, target), quant=target)
+        return self.resolve_clamp(done)
+
+    def resolve_clamp(self, x: Operand) -> Operand:
+        """Apply a pending clamp to what is stored."""
+        if not x.clamped:
+            return x
+        if x.quant is None:
+            return replace(x, value=self.emit(ops.Clamp(max(x.low, -3.4028234663852886e38), min(x.high, 3.4028234663852886e38)), x.value), low=-math.inf, high=math.inf)
+        if x.quant.dtype is DType.INT48:
+            x = self.uniform(x)
+        q = x.quant
+        low, high = (q.store(np.full_like(q.scales, bound)) for bound in (x.low, x.high))
+        value = x.value
+        assert q is not None and value is not None
+        if q.dtype is DType.INT32:
+            rank = len(value.shape)
+            shape = (1,) * rank if not q.per_channel else (1,) * (rank - 1) + low.shape
+            if x.low > -math.inf:
+                value = self.emit(ops.Maximum(), value, self.i32(low.reshape(shape)))
+            if x.high < math.inf:
+                value = self.emit(ops.Minimum(), value, self.i32(high.reshape(shape)))
+        elif int(low) > q.dtype.min or int(high) < q.dtype.max:
+            value = self.emit(ops.Clamp(int(low), int(high)), value)
+        return replace(x, value=value, low=-math.inf, high=math.inf)
+
+    def uniform(self, x: Operand) -> Operand:
+        """A per-channel or 48-bit accumulator as int32 with one scale."""
+        if x.quant is None or x.is_const or (not x.quant.per_channel and x.quant.dtype is not DType.INT48):
+            return x
+        if self.want is not None and self.want.dtype is DType.INT32:
+            return self.requantize(x, self.want)
+        scale = float(x.quant.scales.max()) * (2.0**8 if x.quant.dtype is DType.INT48 else 1.0)
+        assert x.value is not None
+        return replace(x, value=self.rescale(x.value, x.quant, Quant(scale, 0, DType.INT32)), quant=Quant(scale, 0, DType.INT32))
+
+    def to_i32(self, x: Operand, scale: float | None = None) -> Operand:
+        """`x` as int32 with zero point 0, at `scale` (default: its own); clamps stay pending only if exact."""
+        x = self.resolve_clamp(self.uniform(x))
+        assert x.quant is not None
+        target = Quant(float(x.quant.scale if scale is None else scale), 0, DType.INT32)  # type: ignore[arg-type]
+        if x.is_const:
+            return Operand(array=target.store(x.reals()), quant=target)
+        assert x.value is not None
+        return replace(x, value=self.rescale(x.value, x.quant, target), quant=target)
+
+    def magnitude_bits(self, x: Operand) -> int:
+        """b with |stored - zero_point| < 2^b (for int32: as calibrated)."""
+        assert x.quant is not None
+        return _MAGNITUDE_BITS[x.quant.dtype]
+
+    # Float
+
+    def dequantize(self, x: Operand) -> Operand:
+        """`x` in float32: (stored - zero_point) * scale, each step in float32 as PyTorch does."""
+        if x.quant is None:
+            return x
+        if x.is_const:
+            return Operand(array=np.clip(x.reals(), x.low, x.high).astype(np.float32))
+        if x.quant.dtype is DType.INT48:
+            x = self.uniform(x)
+        assert x.value is not None and x.quant is not None
+        rank = len(x.value.shape)
+        value = self.emit(ops.Cast(DType.FP32), x.value)
+        if x.quant.zero_point:
+            value = self.emit(ops.Sub(), value, self.f32(float(x.quant.zero_point), rank))
+        scales = x.quant.scales
+        shape = (1,) * rank if scales.ndim == 0 else (1,) * (rank - 1) + scales.shape
+        value = self.emit(ops.Mul(), value, self.f32(scales.reshape(shape)))
+        return self.resolve_clamp(replace(x, value=value, quant=None))
+
+    def quantize_float(self, x: Operand, target: Quant) -> Operand:
+        """Float to integer with PyTorch's rounding: clamp(round(x * (1 / scale)) + zero_point)."""
+        if x.is_const:
+            return Operand(array=target.store(x.reals()), quant=target)
+        x = self.resolve_clamp(x)
+        assert x.value is not None and not target.per_channel
+        rank = len(x.value.shape)
+        reciprocal = np.float32(1.0) / np.float32(target.scale)
+        value = self.emit(ops.Mul(), x.value, self.f32(float(reciprocal), rank))
+        zp, dtype = target.zero_point, target.dtype
+        if zp:
+            # clamping before the rounding is exact, as the bounds are integers; it keeps RESCALE's input in range
+            value = self.emit(ops.Clamp(float(dtype.min - zp), float(dtype.max - zp)), value)
+            value = self.emit(ops.Cast(DType.INT32), value)
+            value = self.rescale(value, Quant(1.0, 0, DType.INT32), Quant(1.0, zp, dtype))
+        else:
+            value = self.emit(ops.Cast(dtype), value)
+        return replace(x, value=value, quant=target)
+
+    def floats(self, *operands: Operand) -> list[Operand]:
+        """Operands in float, stored and in logical layout."""
+        return [Operand(self.logical(self.store(self.dequantize(x)))) if not x.is_real_const else self.store(_as_float(x)) for x in operands]
+
+
+def _as_float(x: Operand) -> Operand:
+    return Operand(array=x.array.astype(np.float32))  # type: ignore[union-attr]

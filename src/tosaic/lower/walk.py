@@ -1,0 +1,301 @@
+"""The FX graph, node by node, into a TOSA graph.
+
+quantize and dequantize operators only say how a value is stored: a dequantize passes its operand on, and a quantize
+requantizes it, so that `dequantize -> op -> quantize` becomes integer arithmetic and one RESCALE.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+from torchao.quantization.pt2e import quantize_pt2e as _registers_quantized_decomposed  # noqa: F401
+
+from tosaic.errors import GraphError, UnsupportedError
+from tosaic.lower.context import NCHW, NHWC, Context
+from tosaic.lower.operand import Operand, Quant
+from tosaic.lower.registry import LOWERINGS
+from tosaic.tosa import ops
+from tosaic.tosa.graph import Builder, Graph, Location, Value
+from tosaic.tosa.spec import Spec
+from tosaic.tosa.types import DType
+
+_q = torch.ops.quantized_decomposed
+QUANTIZE = (_q.quantize_per_tensor.default, _q.quantize_per_tensor.tensor, _q.quantize_per_channel.default)
+DEQUANTIZE = (_q.dequantize_per_tensor.default, _q.dequantize_per_tensor.tensor, _q.dequantize_per_channel.default)
+_DTYPES = {torch.int8: DType.INT8, torch.uint8: DType.INT8, torch.int16: DType.INT16, torch.int32: DType.INT32}
+_CLAMPS = ("relu", "relu6", "hardtanh", "clamp")
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of the graph: what a caller must feed, or gets.
+
+    Attributes:
+        shape: as stored; `layout` says how it relates to the model's own ("nhwc": channels moved last).
+        scale, zero_point: real = scale * (stored - zero_point); None for float and index tensors.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    scale: float | None = None
+    zero_point: int | None = None
+    layout: str = "model"
+
+
+@dataclass(frozen=True)
+class LedgerRow:
+    """How one operator of the model was compiled."""
+
+    name: str
+    aten: str
+    precision: str
+    reason: str
+    location: str
+
+
+@dataclass
+class Lowered:
+    graph: Graph
+    inputs: list[Port]
+    outputs: list[Port]
+    ledger: list[LedgerRow]
+
+
+def lower_graph(
+    module: torch.fx.GraphModule,
+    spec: Spec,
+    *,
+    output_names: list[str],
+    name: str = "main",
+    io_layout: str = "model",
+    reasons: Mapping[str, str] | None = None,
+) -> Lowered:
+    """Lower a captured (and quantized) module.
+
+    Args:
+        io_layout: "nhwc" stores rank-4 inputs and outputs channels last.
+        reasons: node name -> why the quantizer left it float, for the ledger.
+
+    Raises:
+        UnsupportedError: lists every operator that cannot be lowered, with its place in the model.
+    """
+    return _Walk(module, spec, output_names, name, io_layout, reasons or {}).run()
+
+
+class _Walk:
+    def __init__(
+        self, module: torch.fx.GraphModule, spec: Spec, output_names: list[str], name: str, io_layout: str, reasons: Mapping[str, str]
+    ) -> None:
+        self.module, self.spec, self.output_names, self.io_layout, self.reasons = module, spec, output_names, io_layout, reasons
+        self.builder = Builder(name)
+        self.builder.reserve(output_names)
+        self.ctx = Context(self.builder, spec)
+        self.results: dict[Node, Any] = {}
+        self.failures: list[tuple[str, str]] = []
+        self.inputs: list[Port] = []
+        self.ledger: list[LedgerRow] = []
+
+    def run(self) -> Lowered:
+        outputs: list[Port] = []
+        values: list[Value] = []
+        for node in self.module.graph.nodes:
+            if node.op == "placeholder":
+                self.results[node] = self._input(node)
+            elif node.op == "get_attr":
+                self.results[node] = Operand(array=self._tensor(node).detach().cpu().numpy())
+            elif node.op == "output":
+                if not self.failures:
+                    for leaf, name in zip(pytree.tree_leaves(node.args[0]), self.output_names, strict=True):
+                        value, port = self._output(leaf, name, values)
+                        values.append(value)
+                        outputs.append(port)
+            else:
+                self._operator(node)
+        if self.failures:
+            raise _all_failures(self.failures)
+        return Lowered(self.builder.finish(values), self.inputs, outputs, self.ledger)
+
+    def _tensor(self, node: Node) -> torch.Tensor:
+        found: Any = self.module
+        for part in str(node.target).split("."):
+            found = getattr(found, part)
+        return found
+
+    # Inputs and outputs
+
+    def _input(self, node: Node) -> Operand:
+        example = node.meta["val"]
+        if not isinstance(example, torch.Tensor):
+            raise UnsupportedError(f"input '{node.name}' is not a tensor but {type(example).__name__}", remedy="close over it in the model")
+        quants = {_quant_of(u) for u in node.users if u.target in QUANTIZE}
+        stored = quants.pop() if len(quants) == 1 and all(u.target in QUANTIZE for u in node.users) else None
+        shape = tuple(example.shape)
+        perm = NCHW if self.io_layout == "nhwc" and len(shape) == 4 else None
+        if perm:
+            shape = tuple(shape[p] for p in NHWC)
+        dtype = stored.dtype if stored else _input_dtype(node, example)
+        value = self.builder.input(node.name, dtype, shape)
+        scale = float(stored.scale) if stored else None  # type: ignore[arg-type]
+        zero_point = stored.zero_point if stored else None
+        self.inputs.append(Port(node.name, dtype, shape, scale, zero_point, "nhwc" if perm else "model"))
+        return Operand(value, quant=stored, perm=perm)
+
+    def _output(self, leaf: Any, name: str, taken: list[Value]) -> tuple[Value, Port]:
+        x = self.results[leaf] if isinstance(leaf, Node) else Operand(array=np.array(leaf))
+        with self.builder.at(name):
+            x = self.ctx.store(self.ctx.resolve_clamp(self.ctx.uniform(x)))
+            nhwc = self.io_layout == "nhwc" and len(x.shape) == 4
+            value = self.ctx.permuted(x, NHWC) if nhwc else self.ctx.logical(x)
+            if value in self.builder.graph.inputs or value in taken or value.is_const:
+                value = self.builder.emit(ops.Identity(), value)
+        value.name = name
+        scale = float(x.quant.scale) if x.quant else None  # type: ignore[arg-type]
+        zero_point = x.quant.zero_point if x.quant else None
+        return value, Port(name, value.dtype, value.shape, scale, zero_point, "nhwc" if nhwc else "model")
+
+    # Operators
+
+    def _operator(self, node: Node) -> None:
+        arguments = [a for a in node.all_input_nodes if self.results.get(a) is None]
+        if arguments:
+            return  # one of its inputs failed already
+        location = location_of(node)
+        try:
+            if node.target in QUANTIZE:
+                self.results[node] = self._quantize(node)
+            elif node.target in DEQUANTIZE:
+                self.results[node] = self.results[node.args[0]]
+            elif node.target is operator.getitem:
+                self.results[node] = self.results[node.args[0]][node.args[1]]
+            elif (folded := self._fold(node)) is not None:
+                self.results[node] = folded
+            elif (function := LOWERINGS.get(node.target)) is None:
+                self.failures.append((f"{node.target} has no lowering", str(location)))
+            else:
+                self._lower(node, function, location)
+        except UnsupportedError as error:
+            self.failures.append((f"{node.target}: {error.what}", str(location)))
+        except GraphError as error:
+            raise GraphError(f"{node.target}: {error.what}", where=str(location)) from error
+
+    def _lower(self, node: Node, function: Any, location: Location) -> None:
+        self.ctx.want, self.ctx.location = self._want(node), location
+        first = len(self.builder.graph.nodes)
+        with self.builder.at(node.name, location):
+            args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: self.results[n])
+            self.results[node] = function(self.ctx, *args, **kwargs)
+        emitted = self.builder.graph.nodes[first:]
+        result = self.results[node]
+        main = result[0] if isinstance(result, tuple) else result
+        is_float = any(n.output.dtype.is_float for n in emitted) or (main.quant is None and main.value is not None and main.value.dtype.is_float)
+        precision = "fp32" if is_float else main.quant.dtype.name.lower() if main.quant else "index"
+        reason = self.reasons.get(node.name, "float") if is_float else "quantized"
+        self.ledger.append(LedgerRow(node.name, str(node.target), precision, reason, str(location)))
+
+    def _want(self, node: Node) -> Quant | None:
+        """The quantization that the readers ask for: the widest, if several; None if one reads it in float."""
+        quants, in_float = [], False
+        for user in node.users:
+            if user.target in QUANTIZE:
+                quants.append(_quant_of(user))
+            elif user.target is operator.getitem or getattr(user.target, "_opname", "") in _CLAMPS:
+                found = self._want(user)
+                quants += [found] if found else []
+                in_float |= found is None
+            else:
+                in_float = True
+        if not quants or (in_float and self.spec.holds("FP")):
+            return None
+        return max(quants, key=lambda q: q.dtype.bits)
+
+    def _quantize(self, node: Node) -> Operand:
+        x = self.results[node.args[0]]
+        if x.is_real_const:
+            return self._quantized_constant(node, x)
+        target = _quant_of(node)
+        low, high = node.args[3:5]
+        shift = 128 if node.args[5] is torch.uint8 else 0
+        if low - shift > target.dtype.min or high - shift < target.dtype.max:
+            x = x.clamp(float(target.real(np.array(low - shift))), float(target.real(np.array(high - shift))))
+        source = node.args[0]
+        with self.builder.at(source.name, location_of(source)):
+            return self.ctx.requantize(x, target)
+
+    def _quantized_constant(self, node: Node, x: Operand) -> Operand:
+        """A weight: quantized by PyTorch's own operator, so that it is what the fake-quantized model computes with."""
+        args = torch.fx.map_arg(node.args[1:], lambda n: torch.as_tensor(self.results[n].array))
+        stored = node.target(torch.as_tensor(x.array), *args)
+        scale, zero_point = np.asarray(args[0], dtype=np.float64), np.asarray(args[1])
+        per_channel = node.target is _q.quantize_per_channel.default
+        shift = 128 if stored.dtype is torch.uint8 else 0
+        if (zero_point - shift).any():
+            # TOSA has no zero points per channel, and int16 and int32 have none at all: compute with the real numbers
+            dequantize = _q.dequantize_per_channel.default if per_channel else _q.dequantize_per_tensor.default
+            return Operand(array=dequantize(stored, *args).numpy())
+        scales = tuple(scale.tolist()) if per_channel else float(scale)
+        quant = Quant(scales, 0, _DTYPES[stored.dtype])
+        return Operand(array=stored.numpy().astype(np.int64) - shift, quant=quant, axis=int(args[2]) if per_channel else None)
+
+    def _fold(self, node: Node) -> Operand | tuple[Operand, ...] | None:
+        """Run an operator whose tensors are all constants."""
+        operands = [self.results[n] for n in node.all_input_nodes]
+        if not all(isinstance(x, Operand) and x.is_real_const for x in operands):
+            return None
+        args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: torch.as_tensor(self.results[n].array))
+        result = node.target(*args, **kwargs)
+        if isinstance(result, tuple | list):
+            return tuple(Operand(array=t.numpy()) for t in result)
+        return Operand(array=result.numpy())
+
+
+def _quant_of(node: Node) -> Quant:
+    """Storage that a quantize_per_tensor operator asks for; uint8 becomes int8, zero point shifted along."""
+    scale, zero_point, _, _, dtype = node.args[1:6]
+    if dtype not in _DTYPES or isinstance(scale, Node) or isinstance(zero_point, Node):
+        raise UnsupportedError(f"quantization to {dtype} with computed or unsupported parameters", where=str(location_of(node)))
+    return Quant(float(scale), int(zero_point) - (128 if dtype is torch.uint8 else 0), _DTYPES[dtype])
+
+
+def _input_dtype(node: Node, example: torch.Tensor) -> DType:
+    known = {
+        torch.float32: DType.FP32,
+        torch.float16: DType.FP16,
+        torch.bfloat16: DType.BF16,
+        torch.bool: DType.BOOL,
+        torch.int8: DType.INT8,
+        torch.int16: DType.INT16,
+        torch.int32: DType.INT32,
+        torch.int64: DType.INT32,
+    }
+    if example.dtype not in known:
+        raise UnsupportedError(f"input '{node.name}' has type {example.dtype}", remedy="use float32, int32, int64 or bool inputs")
+    return known[example.dtype]
+
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+
+
+def location_of(node: Node) -> Location:
+    """aten operator, module path, and the user's line (the innermost outside torch)."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = next((p for p, _ in reversed(list(stack.values()))), "")
+    frames = [f"{file}:{line}" for file, line in _FRAME.findall(node.meta.get("stack_trace") or "") if "/torch/" not in file]
+    return Location(str(node.target), path, frames[-1] if frames else "")
+
+
+def _all_failures(failures: list[tuple[str, str]]) -> UnsupportedError:
+    lines = [f"  {what}\n    at: {where}" for what, where in failures]
+    count = f"{len(failures)} operator{'s' if len(failures) > 1 else ''}"
+    return UnsupportedError(
+        f"{count} cannot be lowered to TOSA:\n" + "\n".join(lines),
+        remedy="replace them in the model, or see docs/ops.md for what is supported",
+    )
