@@ -52,8 +52,8 @@ class _Writer:
         return self.file.serialize()
 
     def _tensor(self, value: Value) -> None:
-        data = None if value.data is None else pack(value.data, value.dtype)
-        self.block.addTensor(value.name, list(value.shape), _DTYPE[value.dtype], data)
+        # data goes in as numbers; the serializer packs them by the type
+        self.block.addTensor(value.name, list(value.shape), _DTYPE[value.dtype], value.data)
 
     def _operator(self, op: ts.Op, inputs: list[str], output: str, attribute: object, node: Node | None) -> None:
         location = ts.TosaOpLocation(str(node.location)) if node and node.location else ts.TosaOpLocation()
@@ -92,16 +92,6 @@ class _Writer:
         extra, attribute = _ENCODE.get(type(op), _plain)(self, op, node)
         self._tensor(node.output)
         self._operator(getattr(ts.Op, op.NAME), operands + extra, node.output.name, attribute, node)
-
-
-def pack(data: np.ndarray, dtype: DType) -> np.ndarray:
-    """The bytes of a tensor in file order: int4 two to a byte (low first), int48 six bytes, the rest little endian."""
-    if dtype is DType.INT4:
-        low = (data.ravel().astype(np.uint8) & 15).tolist() + [0] * (data.size % 2)
-        return np.array([a | b << 4 for a, b in zip(low[::2], low[1::2], strict=True)], dtype=np.uint8)
-    if dtype is DType.INT48:
-        return np.ascontiguousarray(data.reshape(-1).astype("<i8")).view(np.uint8).reshape(-1, 8)[:, :6].ravel()
-    return np.ascontiguousarray(data).reshape(-1).view(np.uint8)
 
 
 def _attribute(kind: str, *arguments: object) -> ts.TosaSerializerAttribute:

@@ -62,7 +62,15 @@ class Context:
         if x.value is not None:
             return x
         assert x.array is not None
-        dtype = x.quant.dtype if x.quant else DType.BOOL if x.array.dtype == np.bool_ else DType.INT32 if x.array.dtype.kind == "i" else DType.FP32
+        dtype = (
+            x.quant.dtype
+            if x.quant
+            else DType.BOOL
+            if x.array.dtype == np.bool_
+            else DType.INT32
+            if x.array.dtype.kind == "i"
+            else DType.FP32
+        )
         return replace(x, value=self.builder.const(x.array, dtype), array=None)
 
     def permuted(self, x: Operand, perm: Sequence[int]) -> Value:
@@ -156,7 +164,12 @@ class Context:
         if not x.clamped:
             return x
         if x.quant is None:
-            return replace(x, value=self.emit(ops.Clamp(max(x.low, -3.4028234663852886e38), min(x.high, 3.4028234663852886e38)), x.value), low=-math.inf, high=math.inf)
+            return replace(
+                x,
+                value=self.emit(ops.Clamp(max(x.low, -3.4028234663852886e38), min(x.high, 3.4028234663852886e38)), x.value),
+                low=-math.inf,
+                high=math.inf,
+            )
         if x.quant.dtype is DType.INT48:
             x = self.uniform(x)
         q = x.quant
@@ -240,7 +253,9 @@ class Context:
 
     def floats(self, *operands: Operand) -> list[Operand]:
         """Operands in float, stored and in logical layout."""
-        return [Operand(self.logical(self.store(self.dequantize(x)))) if not x.is_real_const else self.store(_as_float(x)) for x in operands]
+        return [
+            Operand(self.logical(self.store(self.dequantize(x)))) if not x.is_real_const else self.store(_as_float(x)) for x in operands
+        ]
 
 
 def _as_float(x: Operand) -> Operand:

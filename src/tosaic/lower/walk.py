@@ -196,7 +196,9 @@ class _Walk:
         emitted = self.builder.graph.nodes[first:]
         result = self.results[node]
         main = result[0] if isinstance(result, tuple) else result
-        is_float = any(n.output.dtype.is_float for n in emitted) or (main.quant is None and main.value is not None and main.value.dtype.is_float)
+        is_float = any(n.output.dtype.is_float for n in emitted) or (
+            main.quant is None and main.value is not None and main.value.dtype.is_float
+        )
         precision = "fp32" if is_float else main.quant.dtype.name.lower() if main.quant else "index"
         reason = self.reasons.get(node.name, "float") if is_float else "quantized"
         self.ledger.append(LedgerRow(node.name, str(node.target), precision, reason, str(location)))

@@ -16,8 +16,8 @@ from torch.utils import _pytree as pytree
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from tosaic.errors import InputError, QuantizeError
-from tosaic.quantize.quantizer import Chosen, TosaQuantizer
-from tosaic.quantize.schemes import Recipe
+from tosaic.quantization.quantizer import Chosen, TosaQuantizer
+from tosaic.quantization.schemes import Recipe
 
 Inputs = tuple[Any, ...]
 

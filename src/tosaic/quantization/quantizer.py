@@ -14,9 +14,9 @@ import torch
 from torch.fx import Node
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer, SharedQuantizationSpec
 
-from tosaic.quantize.observers import FakeQuantize, Observer
-from tosaic.quantize.rules import RULES, Kind, Rule, aten
-from tosaic.quantize.schemes import INT32, PRECISIONS, Precision, Recipe, Scheme
+from tosaic.quantization.observers import FakeQuantize, Observer
+from tosaic.quantization.rules import RULES, Kind, Rule, aten
+from tosaic.quantization.schemes import INT32, PRECISIONS, Precision, Recipe, Scheme
 
 _KEY = "quantization_annotation"
 _NARROW = (Kind.MAC, Kind.TABLE, Kind.POOL, Kind.INDEX)
@@ -270,5 +270,3 @@ def _constructor(training: bool, **options: object) -> object:
 @functools.cache
 def _cached(training: bool, options: tuple[tuple[str, object], ...]) -> object:
     return (FakeQuantize if training else Observer).with_args(**dict(options))
-
-

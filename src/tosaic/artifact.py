@@ -1,0 +1,215 @@
+"""An artifact: a TOSA graph, what its inputs and outputs mean, and the three ways to run it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tosaic.emit.files import atomic_write
+from tosaic.emit.flatbuffer import serialize
+from tosaic.emit.passport import Passport, PortRecord, read_passport, write_passport
+from tosaic.emit.read import read_tosa, read_vgf
+from tosaic.emit.vgf import to_vgf
+from tosaic.errors import ExecuteError, InputError
+from tosaic.execute.reference import Reference
+from tosaic.tosa.graph import Graph, Value
+from tosaic.tosa.types import DType
+
+EXECUTORS = ("simulator", "reference", "vulkan")
+_VERSIONED = ("tosaic", "torch", "torchao", "tosa-tools", "ai-ml-sdk-model-converter", "ai-ml-sdk-vgf-library")
+
+
+@dataclass
+class Artifact:
+    """What `tosaic.compile` returns and `tosaic.load` reads.
+
+    Attributes:
+        graph: the typed TOSA graph; `graph.ops` lists its operators and `str(graph)` is its text.
+        passport: inputs and outputs with their scales, recipe, metrics.
+        timings: seconds of each stage of the compilation.
+        path: the file it was read from or last saved to.
+    """
+
+    graph: Graph
+    passport: Passport
+    timings: dict[str, float] = field(default_factory=dict)
+    path: Path | None = None
+
+    def save(self, path: Path | str) -> Path:
+        """Write the `.vgf` (or `.tosa`, by the suffix) and its passport; both whole or not at all.
+
+        Raises:
+            InputError: the suffix is neither.
+            EmitError: the converter or the file system failed; an old file stays as it was.
+        """
+        path = Path(path)
+        if path.suffix not in (".vgf", ".tosa"):
+            raise InputError(f"cannot write {path}: the suffix is neither .vgf nor .tosa", remedy="name it like model.vgf")
+        data = to_vgf(self.graph) if path.suffix == ".vgf" else serialize(self.graph)
+        self.passport.sha256 = hashlib.sha256(data).hexdigest()
+        atomic_write(path, data)
+        write_passport(self.passport, path)
+        self.path = path
+        return path
+
+    def run(self, inputs: Any, on: str = "simulator", float_io: bool | None = None) -> list[np.ndarray]:
+        """Run on one executor.
+
+        Args:
+            inputs: arrays or tensors in order, one alone, or a mapping by input name.
+            on: "simulator", "reference" (Arm's TOSA reference model) or "vulkan".
+            float_io: True: float inputs are quantized and outputs dequantized by the passport's scales; False: stored
+                values in and out; None: decided by whether the first input is float where the artifact's is not.
+
+        Returns:
+            One array for each output.
+
+        Raises:
+            InputError: an input is missing or has another shape or type.
+            ExecuteError: the executor is missing or failed.
+        """
+        if on not in EXECUTORS:
+            raise InputError(f"unknown executor '{on}'", remedy=f"known are {', '.join(EXECUTORS)}")
+        arrays = self._arrays(inputs)
+        if float_io is None:
+            float_io = any(p.scale is not None and a.dtype.kind == "f" for p, a in zip(self.passport.inputs, arrays, strict=True))
+        stored = [self._stored(a, p, v, float_io) for a, p, v in zip(arrays, self.passport.inputs, self.graph.inputs, strict=True)]
+        outputs = self._executor(on)(stored)
+        if not float_io:
+            return outputs
+        return [dequantize(o, p) for o, p in zip(outputs, self.passport.outputs, strict=True)]
+
+    def _arrays(self, inputs: Any) -> list[np.ndarray]:
+        names = [p.name for p in self.passport.inputs]
+        if isinstance(inputs, Mapping):
+            missing, unknown = [n for n in names if n not in inputs], [n for n in inputs if n not in names]
+            if missing or unknown:
+                raise InputError(f"inputs are {', '.join(names)}; missing: {missing or 'none'}, unknown: {unknown or 'none'}")
+            inputs = [inputs[n] for n in names]
+        elif not isinstance(inputs, list | tuple):
+            inputs = [inputs]
+        if len(inputs) != len(names):
+            raise InputError(f"the artifact takes {len(names)} inputs ({', '.join(names)}), found {len(inputs)}")
+        return [_array(x) for x in inputs]
+
+    def _stored(self, array: np.ndarray, port: PortRecord, value: Value, float_io: bool) -> np.ndarray:
+        if port.layout == "nhwc" and array.ndim == 4 and array.shape != value.shape:
+            transposed = array.transpose(0, 2, 3, 1)
+            array = transposed if transposed.shape == value.shape else array
+        if array.shape != value.shape:
+            raise InputError(f"input '{port.name}': expected shape {list(value.shape)}, found {list(array.shape)}")
+        if float_io and port.scale is not None:
+            if array.dtype.kind != "f":
+                raise InputError(f"input '{port.name}': expected float values to quantize, found {array.dtype}")
+            return quantize(array, port, value.dtype)
+        if value.dtype is DType.INT32 and array.dtype == np.int64:
+            if array.size and (array.min() < value.dtype.min or array.max() > value.dtype.max):
+                raise InputError(f"input '{port.name}' has values outside int32")
+            return array.astype(np.int32)
+        if array.dtype != value.dtype.numpy:
+            hint = f"quantize with scale {port.scale}, zero point {port.zero_point}, or use float_io" if port.scale else "convert it"
+            raise InputError(f"input '{port.name}': expected {value.dtype.numpy}, found {array.dtype}", remedy=hint)
+        return np.ascontiguousarray(array)
+
+    def _executor(self, on: str) -> Any:
+        if on not in self._executors:
+            self._executors[on] = {"simulator": self._simulator, "reference": self._reference, "vulkan": self._vulkan}[on]()
+        return self._executors[on]
+
+    @property
+    def _executors(self) -> dict[str, Any]:
+        return self.__dict__.setdefault("_executor_cache", {})
+
+    def _simulator(self) -> Any:
+        from tosaic.execute.simulator import Simulator
+
+        return Simulator(self.graph).run
+
+    def _reference(self) -> Any:
+        tosa, model = serialize(self.graph), Reference()
+        outputs = self.graph.outputs
+        return lambda inputs: model.run(tosa, inputs, [v.dtype.numpy for v in outputs], [v.shape for v in outputs])
+
+    def _vulkan(self) -> Any:
+        from tosaic.execute.vulkan import Vulkan, available
+
+        if (reason := available()) is not None:
+            raise ExecuteError(f"Vulkan cannot run here: {reason}", remedy="tosaic doctor says what is missing")
+        path = self.path
+        if path is None or path.suffix != ".vgf":
+            self._scratch = tempfile.TemporaryDirectory(prefix="tosaic-")
+            path = Path(self._scratch.name) / "model.vgf"
+            atomic_write(path, to_vgf(self.graph))
+        return Vulkan(path).run
+
+
+def _array(x: Any) -> np.ndarray:
+    if hasattr(x, "detach"):
+        x = x.detach().cpu().numpy()
+    return np.asarray(x)
+
+
+def quantize(real: np.ndarray, port: PortRecord, dtype: DType) -> np.ndarray:
+    """Stored values of real ones, as PyTorch's quantize_per_tensor rounds: clamp(round(x * (1 / scale)) + zero_point)."""
+    if not np.isfinite(real).all():
+        raise InputError(f"input '{port.name}' contains NaN or infinite values")
+    scaled = np.rint(real.astype(np.float32) * (np.float32(1) / np.float32(port.scale)))
+    return np.clip(scaled.astype(np.float64) + (port.zero_point or 0), dtype.min, dtype.max).astype(dtype.numpy)
+
+
+def dequantize(stored: np.ndarray, port: PortRecord) -> np.ndarray:
+    """Real values (float32) of stored ones; the model's own layout is restored."""
+    if port.layout == "nhwc" and stored.ndim == 4:
+        stored = stored.transpose(0, 3, 1, 2)
+    if port.scale is None:
+        return stored
+    return ((stored.astype(np.float64) - (port.zero_point or 0)) * port.scale).astype(np.float32)
+
+
+def operator_counts(graph: Graph) -> dict[str, int]:
+    """TOSA operator -> how often, most frequent first."""
+    return dict(Counter(op.NAME for op in graph.ops).most_common())
+
+
+def versions() -> dict[str, str]:
+    """Versions of what made an artifact."""
+    found = {}
+    for package in _VERSIONED:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def load(path: Path | str) -> Artifact:
+    """Read a `.vgf` or `.tosa` file, and its passport if it has one.
+
+    The graph is decoded from the file itself, so what runs is what the file holds.
+
+    Raises:
+        InputError: no such file, a malformed file, or a passport that belongs to another file.
+    """
+    path = Path(path)
+    if path.suffix not in (".vgf", ".tosa"):
+        raise InputError(f"{path}: the suffix is neither .vgf nor .tosa")
+    graph = read_vgf(path) if path.suffix == ".vgf" else read_tosa(path)
+    passport = read_passport(path)
+    if passport is None:
+        passport = Passport(name=path.stem, spec="", inputs=_ports(graph.inputs), outputs=_ports(graph.outputs))
+    elif passport.sha256 and passport.sha256 != hashlib.sha256(path.read_bytes()).hexdigest():
+        raise InputError(f"{path.with_suffix('.json')} belongs to another file than {path}", remedy="export again, or remove the passport")
+    passport.operators = operator_counts(graph)
+    return Artifact(graph, passport, path=path)
+
+
+def _ports(values: Sequence[Value]) -> list[PortRecord]:
+    return [PortRecord(name=v.name, dtype=v.dtype.value, shape=list(v.shape)) for v in values]

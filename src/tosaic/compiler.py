@@ -1,0 +1,213 @@
+"""The whole order, from a model to an artifact; the only module that joins the building stages.
+
+capture -> quantize -> lower -> optimize -> verify -> (emit: Artifact.save)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tosaic.artifact import Artifact, operator_counts, versions
+from tosaic.capture.batch_norm import finish_folding, fold_batch_norm, simulate_folding
+from tosaic.capture.export import Captured, capture, capture_for_training
+from tosaic.emit.files import atomic_write
+from tosaic.emit.passport import LedgerRecord, Passport, PortRecord
+from tosaic.errors import InputError, UnsupportedError
+from tosaic.execute.simulator import evaluate
+from tosaic.lower.registry import LOWERINGS
+from tosaic.lower.walk import Lowered, Port, lower_graph
+from tosaic.optimize.pipeline import optimize
+from tosaic.quantization.ptq import Quantized, Stopwatch, quantize_captured
+from tosaic.quantization.qat import QatSession
+from tosaic.quantization.schemes import Recipe
+from tosaic.tosa.graph import verify
+from tosaic.tosa.spec import Spec
+
+import tosaic.lower  # noqa: F401  isort: skip  (registers the lowerings)
+
+
+def quantize(
+    model: nn.Module | torch.export.ExportedProgram,
+    example_inputs: Any,
+    calibration: Iterable[Any],
+    scheme: str = "8a8w",
+    *,
+    scope: str = "full",
+    overrides: Mapping[str, str] | None = None,
+    between: str = "int32",
+    observer: str = "minmax",
+    spec: str | None = None,
+    progress: Callable[[int], None] | None = None,
+    dump: Path | str | None = None,
+) -> Quantized:
+    """Post-training quantization.
+
+    Args:
+        model: float module, or a program that torch.export captured.
+        example_inputs: a tensor or a tuple of inputs, in the shapes to compile for.
+        calibration: iterable of input tuples (a DataLoader too), representative of what the model will see.
+        scheme: "8a8w" (int8 weights and activations) or "16a8w" (int16 activations).
+        scope: "full", or "linear" for nn.Linear only.
+        overrides: module path pattern or aten operator name -> scheme, e.g. {"head.*": "fp32"}.
+        between: precision of values that arithmetic between the MACs reads: "int32", "int16" or "int8".
+        observer: "minmax" or "percentile".
+        spec: checked against the recipe before any work is done.
+        progress: called with the number of calibration samples seen.
+        dump: a folder for the text of each stage.
+
+    Raises:
+        SpecError, InputError, CaptureError, QuantizeError: see their docstrings.
+    """
+    recipe = Recipe(scheme, scope, overrides or {}, between, observer)
+    if spec is not None:
+        recipe.check(Spec.parse(spec))
+    watch = Stopwatch()
+    captured = capture(model, example_inputs, keep=LOWERINGS)
+    fold_batch_norm(captured.module)
+    _dump(dump, "00_capture.txt", captured.module)
+    watch.lap("capture")
+    if recipe.scheme == "fp32" and not recipe.overrides:
+        raise InputError("scheme fp32 needs no quantization", remedy="compile the model itself: tosaic.compile(model, example_inputs=...)")
+    module, chosen, record = quantize_captured(captured.module, captured.example_inputs, calibration, recipe, progress=progress)
+    _dump(dump, "01_quantized.txt", module)
+    watch.lap("quantize")
+    names = captured.input_names, captured.output_names
+    return Quantized(module, captured.example_inputs, *names, recipe, chosen, record, watch.seconds)
+
+
+def prepare_qat(
+    model: nn.Module,
+    example_inputs: Any,
+    scheme: str = "8a8w",
+    *,
+    scope: str = "full",
+    overrides: Mapping[str, str] | None = None,
+    between: str = "int32",
+    spec: str | None = None,
+) -> QatSession:
+    """Prepare a copy of `model` for quantization-aware training; arguments as for `quantize`.
+
+    Returns:
+        A session: train `session.model` in your own loop, then `session.finish()` gives what `compile` takes.
+    """
+    recipe = Recipe(scheme, scope, overrides or {}, between)
+    if spec is not None:
+        recipe.check(Spec.parse(spec))
+    captured = capture_for_training(model, example_inputs, keep=LOWERINGS)
+    simulate_folding(captured.module)
+    return QatSession(captured.module, captured.example_inputs, captured.input_names, captured.output_names, recipe, finish_folding)
+
+
+def compile(
+    model: Quantized | nn.Module | torch.export.ExportedProgram,
+    example_inputs: Any = None,
+    spec: str | None = None,
+    *,
+    name: str | None = None,
+    io_layout: str = "model",
+    strict: bool = False,
+    dump: Path | str | None = None,
+) -> Artifact:
+    """Lower a quantized program, or a float model, to TOSA.
+
+    Args:
+        model: what `quantize` or `QatSession.finish` returned; or a float module, compiled in float (or one that any
+            other PT2E quantizer converted).
+        example_inputs: needed for a module only.
+        spec: the TOSA specification string, which is law; without it the smallest that holds the model is taken.
+        io_layout: "model" keeps the model's own layout, "nhwc" stores rank-4 inputs and outputs channels last.
+        strict: refuse operators that stay float in a fully quantized program.
+        dump: a folder for the text of each stage.
+
+    Raises:
+        UnsupportedError: lists every operator that cannot be lowered.
+        SpecError: the specification cannot hold the recipe or an operator.
+    """
+    if io_layout not in ("model", "nhwc"):
+        raise InputError(f"unknown io_layout '{io_layout}'", remedy="known are model, nhwc")
+    given = Spec.parse(spec) if spec is not None else None
+    watch = Stopwatch()
+    if isinstance(model, Quantized):
+        if given is not None:
+            model.recipe.check(given)
+        module, output_names, reasons = model.module, model.output_names, {n: c.reason for n, c in model.chosen.items()}
+        chosen_spec = given or model.recipe.smallest_spec()
+        recipe, calibration = dataclasses.asdict(model.recipe), model.calibration
+    else:
+        captured = _capture_float(model, example_inputs, dump)
+        module, output_names, reasons = captured.module, captured.output_names, {}
+        chosen_spec = given or _spec_of(module)
+        recipe, calibration = {}, {}
+        watch.lap("capture")
+    title = name or (type(model).__name__ if isinstance(model, nn.Module) else "model")
+    lowered = lower_graph(module, chosen_spec, output_names=output_names, name="main", io_layout=io_layout, reasons=reasons)
+    _dump(dump, "02_lowered.txt", lowered.graph)
+    if strict:
+        _refuse_floats(lowered)
+    watch.lap("lower")
+    graph = optimize(lowered.graph, evaluate)
+    _dump(dump, "03_optimized.txt", graph)
+    watch.lap("optimize")
+    verify(graph, chosen_spec)
+    watch.lap("verify")
+    passport = Passport(
+        name=title,
+        spec=str(chosen_spec),
+        inputs=[_record(p) for p in lowered.inputs],
+        outputs=[_record(p) for p in lowered.outputs],
+        recipe=recipe,
+        calibration=calibration,
+        versions=versions(),
+        operators=operator_counts(graph),
+        ledger=[LedgerRecord(**dataclasses.asdict(row)) for row in lowered.ledger],
+    )
+    timings = {**(model.timings if isinstance(model, Quantized) else {}), **watch.seconds}
+    return Artifact(graph, passport, timings)
+
+
+def _capture_float(model: Any, example_inputs: Any, dump: Path | str | None) -> Captured:
+    captured = capture(model, example_inputs, keep=LOWERINGS)
+    fold_batch_norm(captured.module)
+    _dump(dump, "00_capture.txt", captured.module)
+    return captured
+
+
+def _spec_of(module: torch.fx.GraphModule) -> Spec:
+    """The smallest specification for a program without a recipe: FP, and INT where it has quantize operators."""
+    dtypes = {n.args[5] for n in module.graph.nodes if str(n.target).startswith("quantized_decomposed.quantize_per_tensor")}
+    if not dtypes:
+        return Spec.parse("TOSA-1.0+FP")
+    return Spec.parse("TOSA-1.0+INT+FP" + ("+int16" if torch.int16 in dtypes else ""))
+
+
+def _refuse_floats(lowered: Lowered) -> None:
+    floats = [row for row in lowered.ledger if row.precision == "fp32"]
+    if floats:
+        lines = "\n".join(f"  {row.aten} '{row.name}': {row.reason}\n    at: {row.location}" for row in floats)
+        raise UnsupportedError(f"{len(floats)} operators stay float, and --strict forbids it:\n{lines}")
+
+
+def _record(port: Port) -> PortRecord:
+    return PortRecord(
+        name=port.name,
+        dtype=port.dtype.value,
+        shape=list(port.shape),
+        scale=port.scale,
+        zero_point=port.zero_point,
+        layout=port.layout,
+    )
+
+
+def _dump(folder: Path | str | None, name: str, stage: Any) -> None:
+    """Write a stage as text."""
+    if folder is None:
+        return
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    text = str(stage.graph) if isinstance(stage, torch.fx.GraphModule) else str(stage)
+    atomic_write(Path(folder) / name, text.encode())

@@ -1,0 +1,179 @@
+"""How files state each operator: which attributes and operands, in which order; and how our operator is made of them.
+
+Both forms agree: the TOSA flatbuffer has the attributes in a table and the operands in a list, the SPIR-V instruction set
+`TOSA.001000.1` (its grammar: SPIRV-Headers, extinst.tosa.001000.1) has the attributes first, then the operands.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tosaic.errors import GraphError, InputError
+from tosaic.tosa import ops
+from tosaic.tosa.graph import Builder, Location, Value
+from tosaic.tosa.types import DType, TensorType
+
+# Attributes, then operands: `x` is a tensor, `x*` the rest of them, `-` what our operators do not hold because it follows
+# from the types; every other operand is a field that must be constant in the file.
+_CONV = ("pad stride dilation acc_type local_bound", "x x x input_zp weight_zp")
+_UNARY, _BINARY, _REDUCE, _REDUCE_NAN = ("", "x"), ("", "x x"), ("axis", "x"), ("axis nan_mode", "x")
+LAYOUT: dict[str, tuple[str, str]] = {
+    "ARGMAX": _REDUCE_NAN,
+    "AVG_POOL2D": ("kernel stride pad acc_type", "x input_zp output_zp"),
+    "CONV2D": _CONV,
+    "CONV3D": _CONV,
+    "DEPTHWISE_CONV2D": _CONV,
+    "MATMUL": ("", "x x a_zp b_zp"),
+    "MAX_POOL2D": ("kernel stride pad nan_mode", "x"),
+    "TRANSPOSE_CONV2D": ("out_pad stride acc_type local_bound", "x x x input_zp weight_zp"),
+    "CLAMP": ("min_val max_val nan_mode", "x"),
+    "ARITHMETIC_RIGHT_SHIFT": ("round", "x x"),
+    "MAXIMUM": ("nan_mode", "x x"),
+    "MINIMUM": ("nan_mode", "x x"),
+    "MUL": ("", "x x shift"),
+    "NEGATE": ("", "x input_zp output_zp"),
+    "SELECT": ("", "x x x"),
+    "REDUCE_ALL": _REDUCE,
+    "REDUCE_ANY": _REDUCE,
+    "REDUCE_MAX": _REDUCE_NAN,
+    "REDUCE_MIN": _REDUCE_NAN,
+    "REDUCE_PRODUCT": _REDUCE,
+    "REDUCE_SUM": _REDUCE,
+    "CONCAT": ("axis", "x*"),
+    "PAD": ("", "x padding value"),
+    "RESHAPE": ("", "x -"),
+    "REVERSE": ("axis", "x"),
+    "SLICE": ("", "x start size"),
+    "TILE": ("", "x multiples"),
+    "TRANSPOSE": ("perms", "x"),
+    "SCATTER": ("", "x x x"),
+    "RESIZE": ("mode", "x scale offset border"),
+    "RESCALE": ("scale32 rounding_mode per_channel input_unsigned output_unsigned", "x multiplier shift input_zp output_zp"),
+}
+# fmt: off
+for _layout, _names in (
+    (_UNARY, ("ERF", "SIGMOID", "TANH", "ABS", "BITWISE_NOT", "CEIL", "CLZ", "COS", "EXP", "FLOOR", "LOG", "LOGICAL_NOT",
+              "RECIPROCAL", "RSQRT", "SIN", "CAST", "IDENTITY")),
+    (_BINARY, ("ADD", "BITWISE_AND", "BITWISE_OR", "BITWISE_XOR", "INTDIV", "LOGICAL_AND", "LOGICAL_OR", "LOGICAL_XOR", "POW",
+               "SUB", "LOGICAL_LEFT_SHIFT", "LOGICAL_RIGHT_SHIFT", "TABLE", "EQUAL", "GREATER", "GREATER_EQUAL", "GATHER")),
+):
+    LAYOUT |= dict.fromkeys(_names, _layout)
+# fmt: on
+
+# names in files -> our fields, and what our operators do not hold because types and values settle it
+_FIELD = {"out_pad": "pad", "min_val": "min", "max_val": "max", "rounding_mode": "rounding"}
+_NOT_HELD = {"acc_type", "local_bound", "scale32", "nan_mode"}
+# numbers of the specification's enumerations (both file forms use them)
+_ENUMS: dict[str, dict[int, Any]] = {
+    "Rounding": {1: ops.Rounding.SINGLE, 2: ops.Rounding.INEXACT, 3: ops.Rounding.DOUBLE},
+    "ResizeMode": {1: ops.ResizeMode.NEAREST, 2: ops.ResizeMode.BILINEAR},
+}
+_PROPAGATE = 1
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A constant as a file has it: it becomes an attribute, or a constant value where a tensor is wanted."""
+
+    type: TensorType
+    data: np.ndarray
+    name: str | None = None
+
+
+def operator(
+    builder: Builder,
+    name: str,
+    attributes: Mapping[str, Any],
+    operands: Sequence[Value | Constant],
+    result: TensorType,
+    *,
+    output: str,
+    location: Location | None = None,
+) -> Value:
+    """Emit the operator that a file states.
+
+    Args:
+        attributes: numbers, or sequences of them, by the names in `LAYOUT`.
+        result: the type that the file gives to the result.
+        output: name of the result.
+
+    Raises:
+        InputError: the operator is not known, an operand that must be constant is not, or the types break its rule.
+    """
+    if name not in LAYOUT:
+        raise InputError(f"operator {name} is not supported")
+    fields: dict[str, Any] = {_FIELD.get(k, k): v for k, v in attributes.items() if k not in _NOT_HELD}
+    tensors: list[Value] = []
+    for kind, operand in _pairs(name, operands):
+        if kind == "x":
+            tensors.append(operand if isinstance(operand, Value) else builder.const(operand.data, operand.type.dtype, operand.name))
+        elif kind == "-":
+            continue
+        elif isinstance(operand, Value):
+            raise InputError(f"{name}: operand {kind} is not constant")
+        else:
+            fields[kind] = operand.data
+    _complete(name, fields, tensors, result)
+    if attributes.get("nan_mode", _PROPAGATE) != _PROPAGATE and tensors[0].dtype.is_float:
+        raise InputError(f"{name}: nan_mode IGNORE is not supported")
+    try:
+        with builder.at(output, location):
+            value = builder.emit(_make(name, fields), *tensors, name=output)
+    except (GraphError, ValueError, TypeError, LookupError, ArithmeticError) as error:
+        raise InputError(f"{name}: {getattr(error, 'what', error)}") from None
+    if value.type != result:
+        raise InputError(f"{name}: the file says {result} where the operator gives {value.type}")
+    return value
+
+
+def _pairs(name: str, operands: Sequence[Value | Constant]) -> list[tuple[str, Value | Constant]]:
+    kinds = LAYOUT[name][1].split()
+    if kinds == ["x*"]:
+        kinds = ["x"] * max(1, len(operands))
+    if len(kinds) != len(operands):
+        raise InputError(f"{name}: {len(operands)} operands, {len(kinds)} are wanted")
+    return list(zip(kinds, operands, strict=True))
+
+
+def _complete(name: str, fields: dict[str, Any], tensors: list[Value], result: TensorType) -> None:
+    """What the files leave to the types, and the sign of unsigned zero points."""
+    if name in ("CAST", "RESCALE"):
+        fields["dtype"] = result.dtype
+    if name == "RESHAPE":
+        fields["shape"] = result.shape
+    if name == "TRANSPOSE_CONV2D":
+        fields["dilation"] = (1, 1)
+    if name == "RESCALE":
+        for side, dtype in (("input", tensors[0].dtype), ("output", result.dtype)):
+            if fields[f"{side}_unsigned"]:
+                fields[f"{side}_zp"] = np.asarray(fields[f"{side}_zp"]).astype(np.int64) & ((1 << dtype.bits) - 1)
+
+
+def _make(name: str, fields: Mapping[str, Any]) -> ops.Op:
+    cls = ops.BY_NAME[name]
+    kinds = {f.name: str(f.type) for f in dataclasses.fields(cls)}
+    return cls(**{key: _convert(kinds[key], value) for key, value in fields.items()})
+
+
+def _convert(kind: str, value: Any) -> Any:
+    if isinstance(value, DType):
+        return value
+    if kind.startswith("tuple"):
+        return tuple(int(v) for v in np.ravel(value))
+    number = np.asarray(value).reshape(()) if np.ndim(value) == 0 else np.asarray(value).reshape(-1)[0]
+    if np.size(value) != 1:
+        raise ValueError(f"one number is wanted, found {np.size(value)}")
+    if kind in _ENUMS:
+        return _ENUMS[kind][int(number)]
+    if kind == "bool":
+        return bool(number)
+    if kind == "int":
+        if int(number) != number:
+            raise ValueError(f"{number} is not an integer")
+        return int(number)
+    return int(number) if np.asarray(value).dtype.kind in "iub" else float(number)

@@ -1,0 +1,78 @@
+"""The passport: `model.json` beside `model.vgf`, without which nobody can feed an int8 file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tosaic.emit.files import atomic_write
+from tosaic.errors import InputError
+
+
+class PortRecord(BaseModel):
+    """An input or output: real = scale * (stored - zero_point); scale is null for float and index tensors."""
+
+    name: str
+    dtype: str
+    shape: list[int]
+    scale: float | None = None
+    zero_point: int | None = None
+    layout: str = "model"
+
+
+class LedgerRecord(BaseModel):
+    """How one operator of the model was compiled."""
+
+    name: str
+    aten: str
+    precision: str
+    reason: str
+    location: str
+
+
+class Passport(BaseModel):
+    """Everything about an artifact that its file cannot say."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: int = 1
+    name: str
+    spec: str
+    sha256: str = ""
+    inputs: list[PortRecord]
+    outputs: list[PortRecord]
+    recipe: dict[str, Any] = {}
+    calibration: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+    metrics: dict[str, float] = {}
+    verified: dict[str, Any] = {}
+    operators: dict[str, int] = {}
+    ledger: list[LedgerRecord] = []
+
+
+def passport_path(vgf: Path) -> Path:
+    return vgf.with_suffix(".json")
+
+
+def write_passport(passport: Passport, vgf: Path) -> None:
+    atomic_write(passport_path(vgf), (json.dumps(passport.model_dump(), indent=1) + "\n").encode())
+
+
+def read_passport(vgf: Path) -> Passport | None:
+    """The passport beside a file, or None.
+
+    Raises:
+        InputError: there is one, but it is not a passport.
+    """
+    path = passport_path(vgf)
+    if not path.is_file():
+        return None
+    try:
+        return Passport.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(f"{path} is not a passport: {where}: {first['msg']}", remedy="export the model again, or remove the file") from None

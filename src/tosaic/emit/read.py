@@ -1,0 +1,243 @@
+"""`.vgf` and `.tosa` files -> Graph, whoever wrote them.
+
+What files state as constant operands (zero points, shapes, multipliers, shifts) become attributes again. A file that is
+malformed, or computes with more than TOSA 1.0 operators, is one InputError.
+"""
+
+from __future__ import annotations
+
+import importlib
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import vgfpy
+
+from tosaic.emit import spirv
+from tosaic.emit.layout import LAYOUT, Constant, operator
+from tosaic.emit.spirv import unpack
+from tosaic.errors import GraphError, InputError
+from tosaic.tosa import container as vgf
+from tosaic.tosa import ops
+from tosaic.tosa.graph import Builder, Graph, Location, Value
+from tosaic.tosa.types import DType, TensorType
+
+
+def read_vgf(path: Path | str) -> Graph:
+    """The graph that a VGF file computes, named after the file; inputs and outputs have the names in the file.
+
+    Differences that do not show in results: the converter folds and reorders, states int4 weights as int8, and scalars
+    are shape [1] inside (they are [] again at the graph's border).
+
+    Raises:
+        InputError: the file cannot be read, is malformed, or has segments that are no TOSA graphs (compute shaders).
+    """
+    return _reading(path, lambda data, name: _Vgf(vgf.decode(data), name).graph())
+
+
+def read_tosa(path: Path | str) -> Graph:
+    """The graph of a TOSA flatbuffer.
+
+    Raises:
+        InputError: the file cannot be read, is malformed, or has control flow, variables or types beyond TOSA 1.0.
+    """
+    return _reading(path, _tosa)
+
+
+def _reading(path: Path | str, function: Callable[[bytes, str], Graph]) -> Graph:
+    try:
+        return function(_read(path), Path(path).stem)
+    except (InputError, GraphError) as error:
+        raise InputError(f"{path}: {error.what}", where=error.where, remedy=error.remedy) from None
+    # the flatbuffer accessors check nothing: a bad offset shows as whatever it leads to
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, struct.error, MemoryError) as error:
+        raise InputError(f"{path}: malformed file: {error}") from None
+
+
+def _read(path: Path | str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}") from None
+
+
+# VkFormat -> element type of a tensor at the graph's border; TOSA's integers have no sign of their own, RESCALE gives it
+_FORMATS = {
+    1000460000: DType.BOOL,
+    14: DType.INT8,
+    13: DType.INT8,
+    75: DType.INT16,
+    74: DType.INT16,
+    99: DType.INT32,
+    98: DType.INT32,
+    111: DType.INT48,
+    76: DType.FP16,
+    1000460001: DType.BF16,
+    100: DType.FP32,
+}
+
+
+class _Vgf:
+    def __init__(self, container: vgf.Container, name: str) -> None:
+        self.file = container
+        self.builder = Builder(name)
+        self.values: dict[int, Value] = {}  # by resource; scalars have shape [1], as in the modules
+
+    def graph(self) -> Graph:
+        if not self.file.segments:
+            raise InputError("the VGF file has no segments")
+        for binding, name in zip(self.file.inputs, _names("input", len(self.file.inputs), self.file.input_names), strict=True):
+            type_ = self._type(binding.resource)
+            value = self.builder.input(name, type_.dtype, type_.shape)
+            self.values[binding.resource] = value if type_.rank else self.builder.emit(ops.Reshape((1,)), value, name=f"{name}_1d")
+        names = _names("output", len(self.file.outputs), self.file.output_names)
+        wanted = {b.resource: n for b, n in zip(self.file.outputs, names, strict=True) if self._type(b.resource).rank}
+        for segment in self.file.segments:
+            self._segment(segment, wanted)
+        return self.builder.finish([self._output(b.resource, n) for b, n in zip(self.file.outputs, names, strict=True)])
+
+    def _type(self, resource: int) -> TensorType:
+        entry = self.file.resources[resource]
+        if entry.format not in _FORMATS or any(d <= 0 for d in entry.shape):
+            raise InputError(f"resource {resource} is no tensor of a known type: VkFormat {entry.format}, shape {list(entry.shape)}")
+        return TensorType(_FORMATS[entry.format], entry.shape)
+
+    def _segment(self, segment: vgf.Segment, names: dict[int, str]) -> None:
+        source = self.file.modules[segment.module]
+        if source.kind != vgfpy.ModuleType.Graph:
+            raise InputError(
+                f"segment '{segment.name}' is a compute shader, not a TOSA graph", remedy="run the file with --on vulkan; only a device can"
+            )
+        if source.code is None:
+            raise InputError(f"segment '{segment.name}' has no code in the file")
+        data = {number: self.file.constants[index].data for number, index in segment.constants}
+        module = spirv.Module(source.code, data)
+        resources = {(set_, b.binding): b.resource for set_, bindings in segment.sets for b in bindings}
+        inputs, outputs = ([resources.get(p, -1) for p in places] for places in module.interface(source.entry))
+        missing = [r for r in inputs if r not in self.values]
+        if missing or -1 in outputs:
+            raise InputError(f"segment '{segment.name}' reads or writes a binding that the file does not define")
+        wanted = {i: names[r] for i, r in enumerate(outputs) if r in names}
+        results = module.build(self.builder, source.entry, [self.values[r] for r in inputs], wanted)
+        for index, value in results.items():
+            if index >= len(outputs):
+                raise InputError(f"segment '{segment.name}' has no output {index}")
+            self.values[outputs[index]] = value
+
+    def _output(self, resource: int, name: str) -> Value:
+        type_ = self._type(resource)
+        if resource not in self.values:
+            raise InputError(f"output '{name}' is not written by any segment")
+        value = self.values[resource]
+        if value.type != (type_ if type_.rank else type_.with_shape((1,))):
+            raise InputError(f"output '{name}' is {type_} in the file, its segment gives {value.type}")
+        if not type_.rank:
+            return self.builder.emit(ops.Reshape(()), value, name=name)
+        # an input or a constant that is an output too, or one value under two names
+        return value if value.name == name else self.builder.emit(ops.Identity(), value, name=name)
+
+
+def _names(kind: str, count: int, found: list[str]) -> list[str]:
+    return [found[i] if i < len(found) and found[i] else f"{kind}_{i}" for i in range(count)]
+
+
+def _tosa(data: bytes, name: str) -> Graph:
+    from tosa.TosaGraph import TosaGraph  # late: a hundred generated modules
+
+    if data[4:8] != b"TOSA":
+        raise InputError("not a TOSA flatbuffer")
+    file = TosaGraph.GetRootAs(data)
+    if (version := file.Version()) is None or version._Major() != 1:
+        raise InputError("only TOSA 1.x is supported")
+    if file.RegionsLength() != 1 or file.Regions(0).BlocksLength() != 1:
+        raise InputError("a graph with control flow is not supported")
+    return _TosaBlock(file.Regions(0).Blocks(0), data, name).graph()
+
+
+class _TosaBlock:
+    """One basic block, through the flatbuffer accessors that tosa-tools ships."""
+
+    def __init__(self, block: Any, data: bytes, name: str) -> None:
+        from tosa import Attribute, DType, Op
+
+        self.block, self.data = block, memoryview(data)
+        self.builder = Builder(name)
+        self.tensors = {t.Name().decode(): t for t in map(block.Tensors, range(block.TensorsLength()))}
+        self.shapes = {s.Name().decode(): s for s in map(block.Shapes, range(block.ShapesLength()))}
+        self.values: dict[str, Value | Constant] = {}
+        self.op_names, self.kinds, self.dtypes = (_by_number(c) for c in (Op.Op, Attribute.Attribute, DType.DType))
+
+    def graph(self) -> Graph:
+        block = self.block
+        for name in map(bytes.decode, map(block.Inputs, range(block.InputsLength()))):
+            type_ = self._type(name)
+            self.values[name] = self.builder.input(name, type_.dtype, type_.shape)
+        for node in map(block.Operators, range(block.OperatorsLength())):
+            self._node(node)
+        outputs = [self.values[n] for n in map(bytes.decode, map(block.Outputs, range(block.OutputsLength())))]
+        return self.builder.finish([v if isinstance(v, Value) else self.builder.const(v.data, v.type.dtype, v.name) for v in outputs])
+
+    def _type(self, name: str) -> TensorType:
+        tensor = self.tensors[name]
+        kind = self.dtypes[tensor.Type()]
+        shape = tuple(tensor.Shape(i) for i in range(tensor.ShapeLength()))
+        if kind not in DType.__members__ or tensor.IsUnranked() or tensor.Variable() or any(d <= 0 for d in shape):
+            raise InputError(f"tensor '{name}' ({kind}, shape {list(shape)}) is not supported")
+        return TensorType(DType[kind], shape)
+
+    def _node(self, node: Any) -> None:
+        kind, name = self.op_names[node.Op()], node.Outputs(0).decode()
+        if name in self.values:
+            raise InputError(f"'{name}' is written twice")
+        if kind == "CONST":
+            type_ = self._type(name)
+            self.values[name] = Constant(type_, unpack(self._bytes(self.tensors[name]), type_), name)
+        elif kind == "CONST_SHAPE":
+            numbers = np.frombuffer(bytes(self.shapes[name].DataAsNumpy() if self.shapes[name].DataLength() else b""), "<i8")
+            self.values[name] = Constant(TensorType(DType.INT32, (len(numbers),)), numbers)
+        elif kind not in LAYOUT:
+            raise InputError(f"operator {kind} is not supported")
+        else:
+            operands = [self.values[node.Inputs(i).decode()] for i in range(node.InputsLength())]
+            attributes = self._attributes(node, kind, operands)
+            where = node.Location().Text().decode() if node.Location() is not None and node.Location().Text() else ""
+            location = Location(*[*where.split(" | "), "", ""][:3]) if where else None
+            self.values[name] = operator(self.builder, kind, attributes, operands, self._type(name), output=name, location=location)
+
+    def _attributes(self, node: Any, kind: str, operands: list[Value | Constant]) -> dict[str, Any]:
+        names = LAYOUT[kind][0].split()
+        if not names:
+            return {}
+        class_name = self.kinds[node.AttributeType()]
+        if class_name.removesuffix("Attribute").upper() != kind.replace("_", ""):
+            raise InputError(f"{kind} has attributes of {class_name}")
+        table = getattr(importlib.import_module(f"tosa.{class_name}"), class_name)()
+        table.Init(node.Attribute().Bytes, node.Attribute().Pos)
+        result = {name: _field(table, name) for name in names}
+        if kind == "CLAMP":  # limits are bytes of the operand's type
+            dtype = operands[0].type.dtype.numpy
+            for key in ("min_val", "max_val"):
+                result[key] = np.frombuffer(bytes(result[key])[: dtype.itemsize], dtype)[0].item()
+                result[key] = float(result[key]) if operands[0].type.dtype.is_float else result[key]
+        return result
+
+    def _bytes(self, tensor: Any) -> bytes:
+        if tensor.Size():  # large data lie behind the flatbuffer
+            if tensor.Offset() + tensor.Size() > len(self.data):
+                raise InputError("the file is truncated")
+            return bytes(self.data[tensor.Offset() : tensor.Offset() + tensor.Size()])
+        return tensor.DataAsNumpy().tobytes() if tensor.DataLength() else b""
+
+
+def _by_number(enumeration: type) -> dict[int, str]:
+    return {number: name for name, number in vars(enumeration).items() if isinstance(number, int)}
+
+
+def _field(table: Any, name: str) -> Any:
+    """A field of a generated flatbuffer table: a number, or a list when it is a vector."""
+    accessor = "".join(part.capitalize() for part in name.split("_"))
+    if hasattr(table, f"{accessor}Length"):
+        return [getattr(table, accessor)(i) for i in range(min(getattr(table, f"{accessor}Length")(), 1024))]
+    return getattr(table, accessor)()
