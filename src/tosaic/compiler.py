@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from tosaic.artifact import Artifact, operator_counts, versions
-from tosaic.capture.batch_norm import finish_folding, fold_batch_norm, simulate_folding
-from tosaic.capture.export import Captured, capture, capture_for_training
+from tosaic.capture.batch_norm import fold_batch_norm
+from tosaic.capture.export import Captured, capture, capture_for_training, finish_training
 from tosaic.emit.files import atomic_write
 from tosaic.emit.passport import LedgerRecord, Passport, PortRecord
 from tosaic.errors import InputError, UnsupportedError
@@ -100,8 +100,7 @@ def prepare_qat(
     if spec is not None:
         recipe.check(Spec.parse(spec))
     captured = capture_for_training(model, example_inputs, keep=LOWERINGS)
-    simulate_folding(captured.module)
-    return QatSession(captured.module, captured.example_inputs, captured.input_names, captured.output_names, recipe, finish_folding)
+    return QatSession(captured.module, captured.example_inputs, captured.input_names, captured.output_names, recipe, finish_training)
 
 
 def compile(

@@ -15,6 +15,10 @@ Every message says what is wrong, where, and what to do about it. The command li
 
 from __future__ import annotations
 
+import sysconfig
+from pathlib import Path
+from types import TracebackType
+
 
 class TosaicError(Exception):
     """Base of all errors that a user can meet.
@@ -68,3 +72,21 @@ class EmitError(TosaicError):
 
 class ExecuteError(TosaicError):
     """An executor is not installed, or it failed."""
+
+
+def place_of(error: BaseException) -> str | None:
+    """The innermost line of the user's own code that an exception passed, as `file:line`; None if it met none."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    traceback: TracebackType | None = error.__traceback__
+    found = None
+    while traceback is not None:
+        name = traceback.tb_frame.f_code.co_filename
+        if not name.startswith("<") and not any(Path(name).is_relative_to(p) for p in _NOT_THE_USERS):
+            found = f"{name}:{traceback.tb_lineno}"
+        traceback = traceback.tb_next
+    return found
+
+
+# installed packages and the standard library (`bin`: the console script), and this package where it is installed editable
+_NOT_THE_USERS = (*(Path(sysconfig.get_path(kind)) for kind in ("stdlib", "purelib", "platlib", "scripts")), Path(__file__).parent)

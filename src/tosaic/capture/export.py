@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import logging
+import sys
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +18,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from tosaic.capture.batch_norm import canonicalize_batch_norm
-from tosaic.errors import CaptureError, InputError
+from tosaic.capture.batch_norm import canonicalize_batch_norm, finish_folding, simulate_folding
+from tosaic.errors import CaptureError, InputError, place_of
 
 aten = torch.ops.aten
 Inputs = tuple[Any, ...]
@@ -89,6 +93,7 @@ def capture(
         warnings.simplefilter("ignore")
         module = program.run_decompositions(table).module(check_guards=False)
     _drop_aliases(module)
+    _views_to_reshapes(module)
     canonicalize_batch_norm(module)
     tidy(module)
     names = [n.name for n in module.graph.nodes if n.op == "placeholder"]
@@ -124,7 +129,7 @@ def _export(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
     first = reasons[0]
     raise CaptureError(
         f"torch.export cannot capture {type(model).__name__}: {_first_line(first)}",
-        where=_user_frame(first),
+        where=place_of(first),
         remedy="check that model(*example_inputs) runs, and that its control flow does not depend on tensor values "
         "(see the torch.export documentation); --debug shows torch's own report",
     ) from first
@@ -135,26 +140,18 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
 
 
-def _user_frame(error: BaseException) -> str | None:
-    """The innermost frame outside torch, as file:line."""
-    frame, found = error.__traceback__, None
-    while frame is not None:
-        name = frame.tb_frame.f_code.co_filename
-        if "/torch/" not in name and "/tosaic/" not in name and not name.startswith("<"):
-            found = f"{name}:{frame.tb_lineno}"
-        frame = frame.tb_next
-    return found
-
-
-class _quiet:
-    """Silence torch.export's loggers; failures are reported in one message."""
-
-    def __enter__(self) -> None:
-        self._level = logging.getLogger("torch").level
-        logging.getLogger("torch").setLevel(logging.CRITICAL)
-
-    def __exit__(self, *_: object) -> None:
-        logging.getLogger("torch").setLevel(self._level)
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence torch.export: its loggers, and what it prints when it fails; a failure is reported in one message."""
+    logger, printed = logging.getLogger("torch"), io.StringIO()
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stderr(printed):
+            yield
+        sys.stderr.write(printed.getvalue())  # the user's own, from forward()
+    finally:
+        logger.setLevel(level)
 
 
 def _check_static(program: torch.export.ExportedProgram) -> None:
@@ -180,6 +177,13 @@ def _drop_aliases(module: torch.fx.GraphModule) -> None:
         if same:
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
+
+
+def _views_to_reshapes(module: torch.fx.GraphModule) -> None:
+    """Without the clones that made their inputs contiguous, views may have to copy."""
+    for node in module.graph.nodes:
+        if node.target in (aten.view.default, aten._unsafe_view.default):
+            node.target = aten.reshape.default
 
 
 def _is_no_op(node: torch.fx.Node) -> bool:
@@ -229,7 +233,8 @@ def _(x: torch.Tensor, p: float) -> torch.Tensor:
 
 
 def capture_for_training(model: nn.Module, example_inputs: Any, *, keep: Collection[torch._ops.OpOverload]) -> Captured:
-    """Like `capture`, of a copy of `model` whose parameters train; nn.Dropout layers stay alive in train mode.
+    """Like `capture`, of a copy of `model` whose parameters train; nn.Dropout layers stay alive in train mode, and
+    batch norms are simulated folded.
 
     Functional dropout (`F.dropout` in forward()) is dropped, as the export is an evaluation graph.
     """
@@ -250,4 +255,15 @@ def capture_for_training(model: nn.Module, example_inputs: Any, *, keep: Collect
     for parameter in module.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     tidy(module)
+    simulate_folding(module)
     return captured
+
+
+def finish_training(module: torch.fx.GraphModule) -> None:
+    """Undo what `capture_for_training` added: batch norms fold for good, dropouts go."""
+    finish_folding(module)
+    for node in list(module.graph.nodes):
+        if node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), nn.Dropout):
+            node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)
+    tidy(module)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -33,12 +34,12 @@ def table(ctx: Context, x: Operand, function: Function) -> Operand | None:
         if ctx.want is None or ctx.want.dtype is not DType.INT8:
             return None
         entries = ctx.want.store(function(x.quant.real(np.arange(-128, 128))))
-        return replace(x, value=ctx.emit(ops.Table(), x.value, ctx.i8(entries)), quant=ctx.want)
+        return replace(x, value=ctx.emit(ops.Table(), x.value, ctx.i8(entries)), quant=ctx.want, bits=None)
     points = function(x.quant.real(np.arange(-32768, 32769, 128)))
     scale = max(float(np.abs(points).max()), 1e-30) / 32767
     entries = np.clip(np.rint(points / scale), -32768, 32767)
     value = ctx.emit(ops.Table(), x.value, ctx.builder.const(entries, DType.INT16))
-    return replace(x, value=value, quant=Quant(scale / 128, 0, DType.INT32))
+    return replace(x, value=value, quant=Quant(scale / 128, 0, DType.INT32), bits=22)
 
 
 def unary(ctx: Context, x: Operand, function: Function, in_float: Callable[[Operand], Operand]) -> Operand:
@@ -128,16 +129,14 @@ def _two_slopes(ctx: Context, x: Operand, slopes: Operand) -> Operand:
     x = ctx.resolve_clamp(ctx.uniform(x))
     x, slopes = broadcast_ranks(ctx, x, slopes)
     assert x.quant is not None
-    # both branches at one scale: below = x * stored slope, above = x * 2^bits; 24 bits remain of wide inputs
-    bits = 20 if ctx.magnitude_bits(x) <= 8 else 13 if ctx.magnitude_bits(x) <= 15 else 5
-    largest = max(1.0, float(np.abs(slopes.reals()).max()))
-    unit = largest / 2.0**bits
-    (x, slopes), perm = ctx.same_layout(ctx.to_i32(x), slopes)
+    # both branches at one scale, slopes as 31-bit fixed point. Narrow inputs get 28 magnitude bits, less what slopes
+    # above 1 add; wide ones keep their own scale, and with it their head-room
+    growth = max(0, math.ceil(math.log2(max(1.0, float(np.abs(slopes.reals()).max())))))
+    room = 0 if x.quant.dtype is DType.INT32 else 28 - ctx.magnitude_bits(x)
+    scale = float(x.quant.scale) * 2.0 ** (growth - room)  # type: ignore[arg-type]
+    bits = ctx.magnitude_bits(x) + room
+    (x, slopes), perm = ctx.same_layout(ctx.to_i32(x, scale), slopes)
     assert x.value is not None
-    stored = np.rint(slopes.reals() / unit)
-    below = ctx.emit(ops.Mul(), x.value, ctx.i32(stored))
-    above = ctx.emit(ops.Mul(), x.value, ctx.i32(round(1.0 / unit), len(x.value.shape)))
+    below = ctx.emit(ops.Mul(30 - growth), x.value, ctx.i32(np.rint(slopes.reals() * 2.0 ** (30 - growth))))
     keep = ctx.emit(ops.GreaterEqual(), x.value, ctx.i32(0, len(x.value.shape)))
-    out = ctx.emit(ops.Select(), keep, above, below)
-    scale = float(x.quant.scale) / round(1.0 / unit)  # type: ignore[union-attr, arg-type]
-    return Operand(out, quant=Quant(scale, 0, DType.INT32), perm=perm)
+    return Operand(ctx.emit(ops.Select(), keep, x.value, below), quant=Quant(scale, 0, DType.INT32), perm=perm, bits=bits)

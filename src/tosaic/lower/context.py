@@ -18,7 +18,7 @@ from tosaic.tosa.types import DType
 NHWC = (0, 2, 3, 1)
 NCHW = (0, 3, 1, 2)
 # bits of |stored - zero_point|; int32 values are scaled to 24 significant bits, sign included
-_MAGNITUDE_BITS = {DType.INT8: 8, DType.INT16: 15, DType.INT32: 23}
+_MAGNITUDE_BITS = {DType.INT8: 8, DType.INT16: 15, DType.INT32: 23, DType.INT48: 47}
 
 
 class Context:
@@ -99,7 +99,7 @@ class Context:
     def plain(self, x: Operand) -> Operand:
         """`x` in logical layout, one scale for the whole tensor, nothing pending."""
         x = self.resolve_clamp(self.uniform(x))
-        return Operand(self.logical(x), quant=x.quant)
+        return Operand(self.logical(x), quant=x.quant, bits=x.bits)
 
     def with_rank(self, x: Operand, rank: int) -> Operand:
         """`x` with leading dimensions of 1 added, as broadcasting does."""
@@ -156,7 +156,7 @@ class Context:
         if x.is_const:
             return Operand(array=target.store(np.clip(x.reals(), x.low, x.high)), quant=target)
         assert x.value is not None
-        done = replace(x, value=self.rescale(x.value, x.quant, target), quant=target)
+        done = replace(x, value=self.rescale(x.value, x.quant, target), quant=target, bits=x.bits if x.quant == target else None)
         return self.resolve_clamp(done)
 
     def resolve_clamp(self, x: Operand) -> Operand:
@@ -185,7 +185,9 @@ class Context:
                 value = self.emit(ops.Minimum(), value, self.i32(high.reshape(shape)))
         elif int(low) > q.dtype.min or int(high) < q.dtype.max:
             value = self.emit(ops.Clamp(int(low), int(high)), value)
-        return replace(x, value=value, low=-math.inf, high=math.inf)
+        # a limit beyond the values' own range moves them there
+        bits = x.bits if x.bits is None else max(x.bits, int(np.max(low - q.zero_point)).bit_length(), int(np.max(q.zero_point - high)).bit_length())
+        return replace(x, value=value, low=-math.inf, high=math.inf, bits=bits)
 
     def uniform(self, x: Operand) -> Operand:
         """A per-channel or 48-bit accumulator as int32 with one scale."""
@@ -193,23 +195,28 @@ class Context:
             return x
         if self.want is not None and self.want.dtype is DType.INT32:
             return self.requantize(x, self.want)
-        scale = float(x.quant.scales.max()) * (2.0**8 if x.quant.dtype is DType.INT48 else 1.0)
+        # as many bits as an int32 value has by calibration; without a known bound, what no network's sums pass
+        bits = x.bits if x.bits is not None else 31 if x.quant.dtype is DType.INT48 else 23
+        target = Quant(float(x.quant.scales.max()) * 2.0 ** (bits - 23), 0, DType.INT32)
         assert x.value is not None
-        return replace(x, value=self.rescale(x.value, x.quant, Quant(scale, 0, DType.INT32)), quant=Quant(scale, 0, DType.INT32))
+        return replace(x, value=self.rescale(x.value, x.quant, target), quant=target, bits=23)
 
     def to_i32(self, x: Operand, scale: float | None = None) -> Operand:
         """`x` as int32 with zero point 0, at `scale` (default: its own); clamps stay pending only if exact."""
         x = self.resolve_clamp(self.uniform(x))
         assert x.quant is not None
         target = Quant(float(x.quant.scale if scale is None else scale), 0, DType.INT32)  # type: ignore[arg-type]
+        bits = self.magnitude_bits(x) if scale is None else None
         if x.is_const:
             return Operand(array=target.store(x.reals()), quant=target)
         assert x.value is not None
-        return replace(x, value=self.rescale(x.value, x.quant, target), quant=target)
+        return replace(x, value=self.rescale(x.value, x.quant, target), quant=target, bits=bits)
 
     def magnitude_bits(self, x: Operand) -> int:
         """b with |stored - zero_point| < 2^b (for int32: as calibrated)."""
         assert x.quant is not None
+        if x.bits is not None:
+            return x.bits
         return _MAGNITUDE_BITS[x.quant.dtype]
 
     # Float
@@ -230,7 +237,7 @@ class Context:
         scales = x.quant.scales
         shape = (1,) * rank if scales.ndim == 0 else (1,) * (rank - 1) + scales.shape
         value = self.emit(ops.Mul(), value, self.f32(scales.reshape(shape)))
-        return self.resolve_clamp(replace(x, value=value, quant=None))
+        return self.resolve_clamp(replace(x, value=value, quant=None, bits=None))
 
     def quantize_float(self, x: Operand, target: Quant) -> Operand:
         """Float to integer with PyTorch's rounding: clamp(round(x * (1 / scale)) + zero_point)."""
@@ -249,7 +256,7 @@ class Context:
             value = self.rescale(value, Quant(1.0, 0, DType.INT32), Quant(1.0, zp, dtype))
         else:
             value = self.emit(ops.Cast(dtype), value)
-        return replace(x, value=value, quant=target)
+        return replace(x, value=value, quant=target, bits=None)
 
     def floats(self, *operands: Operand) -> list[Operand]:
         """Operands in float, stored and in logical layout."""

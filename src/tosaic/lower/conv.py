@@ -38,6 +38,16 @@ def _accumulator(x: Operand, weight: Operand, channels: int) -> Quant:
     return Quant(tuple(float(s) for s in scales * float(x.quant.scale)), 0, dtype)  # type: ignore[arg-type]
 
 
+def _bits(x: Operand, weight: np.ndarray, terms_axis: tuple[int, ...], bias: Value) -> int | None:
+    """Magnitude bits of an accumulator: of the largest sum that these weights can make."""
+    if x.quant is None:
+        return None
+    assert bias.data is not None
+    largest = 255 if x.quant.dtype is DType.INT8 else 32768
+    sums = np.abs(weight.astype(np.int64)).sum(terms_axis) * largest + int(np.abs(bias.data).max(initial=0))
+    return int(sums.max()).bit_length()
+
+
 def _bias(ctx: Context, bias: Operand | None, acc: Quant | None, channels: int) -> Value:
     """Bias [channels] in the accumulator's own quantization, or float."""
     numbers = np.zeros(channels) if bias is None else bias.reals()
@@ -94,6 +104,10 @@ def convolution(
         raise ctx.refuse("convolution whose weight is not a constant")
     if not _is_integer_mac(ctx, x, weight):
         x, weight = ctx.floats(x)[0], Operand(array=weight.reals())
+    # a single number stands for all dimensions
+    stride, padding, dilation, output_padding = (
+        list(v) * spatial if len(v) == 1 else list(v) for v in (stride, padding, dilation, output_padding)
+    )
     if spatial == 1:
         x = _as_2d(ctx, x)
         weight = replace(weight, array=weight.array[:, :, None, :])  # type: ignore[index]
@@ -114,13 +128,14 @@ def _as_2d(ctx: Context, x: Operand) -> Operand:
 
 def _as_1d(ctx: Context, x: Operand) -> Operand:
     """[N, C, 1, L] -> [N, C, L]; a 48-bit accumulator is requantized first, as RESHAPE does not take it."""
-    x = _reshapable(ctx, x)
+    x = reshapable(ctx, x)
     value = ctx.permuted(x, NHWC)
     n, _, l, c = value.shape
     return replace(x, value=ctx.reshape(value, (n, l, c)), perm=(0, 2, 1), view=None)
 
 
-def _reshapable(ctx: Context, x: Operand) -> Operand:
+def reshapable(ctx: Context, x: Operand) -> Operand:
+    """`x` in a type that data movement takes: a 48-bit accumulator is requantized to what is wanted."""
     if x.quant is None or x.quant.dtype is not DType.INT48:
         return x
     return ctx.requantize(x, ctx.want) if ctx.want is not None else ctx.uniform(x)
@@ -131,18 +146,18 @@ def _split(ctx: Context, x: Value, groups: int) -> list[Value]:
     return [ctx.emit(ops.Slice((0, 0, 0, g * size), (*x.shape[:3], size)), x) for g in range(groups)]
 
 
-def _join(ctx: Context, parts: list[Value], acc: Quant | None) -> Operand:
+def _join(ctx: Context, parts: list[Value], acc: Quant | None, bits: int | None) -> Operand:
     """Concatenate group results along channels; 48-bit parts are requantized first, as CONCAT does not take them."""
     if len(parts) == 1:
-        return Operand(parts[0], quant=acc, perm=NCHW)
+        return Operand(parts[0], quant=acc, perm=NCHW, bits=bits)
     if acc is None or acc.dtype is not DType.INT48:
-        return Operand(ctx.emit(ops.Concat(3), *parts), quant=acc, perm=NCHW)
+        return Operand(ctx.emit(ops.Concat(3), *parts), quant=acc, perm=NCHW, bits=bits)
     size = parts[0].shape[3]
     pieces = [
         Operand(part, quant=Quant(acc.scale[g * size : (g + 1) * size], 0, DType.INT48))  # type: ignore[index]
         for g, part in enumerate(parts)
     ]
-    target = ctx.want or Quant(float(acc.scales.max()) * 2.0**8, 0, DType.INT32)
+    target = ctx.want or Quant(float(acc.scales.max()) * 2.0 ** ((bits or 31) - 23), 0, DType.INT32)
     joined = ctx.emit(ops.Concat(3), *(ctx.requantize(p, target).value for p in pieces))  # type: ignore[arg-type]
     return Operand(joined, quant=target, perm=NCHW)
 
@@ -159,21 +174,21 @@ def _forward(
     value, pad = fit_window(ctx, value, kernel, stride, [(p, p) for p in padding], dilation)
     zp = x.quant.zero_point if x.quant else 0
     b = _bias(ctx, bias, acc, channels)
-    attributes = (tuple(stride), pad, tuple(dilation), zp)
+    attributes, bits = (tuple(stride), pad, tuple(dilation), zp), _bits(x, w, (1, 2, 3), b)
     if groups > 1 and groups == value.shape[3]:
         # [C * M, 1, KH, KW] -> [KH, KW, C, M]
         kernels = w.reshape(groups, channels // groups, *kernel).transpose(2, 3, 0, 1)
         out = ctx.emit(ops.DepthwiseConv2d(*attributes), value, _const(ctx, kernels, integer), b)
-        return Operand(out, quant=acc, perm=NCHW)
+        return Operand(out, quant=acc, perm=NCHW, bits=bits)
     w = w.transpose(0, 2, 3, 1)
     if groups == 1:
-        return Operand(ctx.emit(ops.Conv2d(*attributes), value, _const(ctx, w, integer), b), quant=acc, perm=NCHW)
+        return Operand(ctx.emit(ops.Conv2d(*attributes), value, _const(ctx, w, integer), b), quant=acc, perm=NCHW, bits=bits)
     size = channels // groups
     parts = [
         ctx.emit(ops.Conv2d(*attributes), part, _const(ctx, w[g * size : (g + 1) * size], integer), _slice_bias(ctx, b, g, size))
         for g, part in enumerate(_split(ctx, value, groups))
     ]
-    return _join(ctx, parts, acc)
+    return _join(ctx, parts, acc, bits)
 
 
 def _slice_bias(ctx: Context, bias: Value, group: int, size: int) -> Value:
@@ -213,11 +228,11 @@ def _transposed(
     parts = [
         ctx.emit(op, part, _const(ctx, w[g], integer), b if groups == 1 else _slice_bias(ctx, b, g, size)) for g, part in enumerate(inputs)
     ]
-    out = _join(ctx, parts, acc)
+    out = _join(ctx, parts, acc, _bits(x, w, (2, 3, 4), b))
     start = [before[i] + padding[i] for i in range(2)]
     extra = [after[i] + padding[i] - output_padding[i] for i in range(2)]
     if any(start) or any(extra):
-        out = _reshapable(ctx, out)
+        out = reshapable(ctx, out)
         n, h, ww, c = out.value.shape  # type: ignore[union-attr]
         crop = ops.Slice((0, *start, 0), (n, h - start[0] - extra[0], ww - start[1] - extra[1], c))
         out = replace(out, value=ctx.emit(crop, out.value))  # type: ignore[arg-type]
@@ -240,8 +255,9 @@ def linear(ctx: Context, x: Operand, weight: Operand, bias: Operand | None = Non
     rows = int(np.prod(x.shape[:-1], dtype=np.int64))
     value = ctx.reshape(ctx.logical(ctx.resolve_clamp(x)), (1, rows, 1, x.shape[-1]))
     conv = ops.Conv2d((1, 1), (0,) * 4, (1, 1), x.quant.zero_point if x.quant else 0)
-    out = ctx.emit(conv, value, _const(ctx, w[:, None, None, :], integer), _bias(ctx, bias, acc, w.shape[0]))
-    return Operand(out, quant=acc, view=(*x.shape[:-1], w.shape[0]))
+    b = _bias(ctx, bias, acc, w.shape[0])
+    out = ctx.emit(conv, value, _const(ctx, w[:, None, None, :], integer), b)
+    return Operand(out, quant=acc, view=(*x.shape[:-1], w.shape[0]), bits=_bits(x, w, (1,), b))
 
 
 @lower(aten.bmm.default, aten.mm.default)
@@ -260,4 +276,5 @@ def matmul(ctx: Context, a: Operand, b: Operand) -> Operand:
     dtype = DType.INT32 if a.quant.dtype is DType.INT8 else DType.INT48
     acc = Quant(float(a.quant.scale) * float(b.quant.scale), 0, dtype)  # type: ignore[arg-type]
     out = ctx.emit(ops.MatMul(a.quant.zero_point, b.quant.zero_point), lhs, rhs)
-    return Operand(out, quant=acc, view=shape)
+    bits = (255 * 255 if dtype is DType.INT32 else 1 << 30) * a.shape[-1]
+    return Operand(out, quant=acc, view=shape, bits=bits.bit_length())

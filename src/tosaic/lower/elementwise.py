@@ -62,13 +62,14 @@ def add_operands(ctx: Context, a: Operand, b: Operand, op: ops.Op, sign: float =
     a, b = (ctx.resolve_clamp(ctx.uniform(x)) if not x.is_const else x for x in (a, b))
     if ctx.want is not None and ctx.want.dtype is DType.INT32:
         scale = float(ctx.want.scale)  # type: ignore[arg-type]
-    elif any(x.quant is not None and x.quant.dtype is DType.INT32 and not x.is_const for x in (a, b)):
-        scale = max(_reach(ctx, a), _reach(ctx, b)) / 2.0**23
+        bits = None
+    elif any(x.quant is not None and x.quant.dtype is DType.INT32 and x.bits is None and not x.is_const for x in (a, b)):
+        scale, bits = max(_reach(ctx, a), _reach(ctx, b)) / 2.0**23, 24
     else:
-        scale = max(_reach(ctx, a), _reach(ctx, b)) / 2.0**_SUM_BITS
+        scale, bits = max(_reach(ctx, a), _reach(ctx, b)) / 2.0**_SUM_BITS, _SUM_BITS + 1
     (a, b), perm = ctx.same_layout(a, b)
     lhs, rhs = (_addend(ctx, x, scale) for x in (a, b))
-    return Operand(ctx.emit(op, lhs, rhs), quant=Quant(scale, 0, DType.INT32), perm=perm)
+    return Operand(ctx.emit(op, lhs, rhs), quant=Quant(scale, 0, DType.INT32), perm=perm, bits=bits)
 
 
 def _addend(ctx: Context, x: Operand, scale: float) -> Value:
@@ -127,7 +128,7 @@ def neg(ctx: Context, x: Operand) -> Operand:
     if x.quant is None:
         x = ctx.floats(x)[0]
         return Operand(ctx.emit(ops.Negate(), x.value))  # type: ignore[arg-type]
-    x = ctx.to_i32(x)
+    x = ctx.store(ctx.to_i32(x))
     return replace(x, value=ctx.emit(ops.Negate(), x.value))  # type: ignore[arg-type]
 
 
@@ -157,7 +158,8 @@ def _product(ctx: Context, a: Operand, b: Operand, bits: int) -> Operand:
     shift = 0 if bits <= 29 else 1 if bits == 30 else bits - 24
     assert a.quant is not None and b.quant is not None
     scale = float(a.quant.scale) * float(b.quant.scale) * 2.0**shift  # type: ignore[arg-type]
-    return Operand(ctx.emit(ops.Mul(shift), a.value, b.value), quant=Quant(scale, 0, DType.INT32), perm=perm)  # type: ignore[arg-type]
+    product = ctx.emit(ops.Mul(shift), a.value, b.value)  # type: ignore[arg-type]
+    return Operand(product, quant=Quant(scale, 0, DType.INT32), perm=perm, bits=bits - shift)
 
 
 def _times_constant(ctx: Context, x: Operand, constant: Operand) -> Operand:
@@ -176,6 +178,25 @@ def _times_constant(ctx: Context, x: Operand, constant: Operand) -> Operand:
     quant = Quant(largest / (2.0**_CONST_BITS - 1), 0, DType.INT32)
     stored = Operand(array=quant.store(constant.reals()), quant=quant)
     return _product(ctx, x, stored, bits + _CONST_BITS)
+
+
+@lower(aten.div.Tensor, aten.div.Scalar)
+def divide(ctx: Context, a: Operand | float, b: Operand | float) -> Operand:
+    """div.Tensor(Tensor self, Tensor other) -> Tensor
+
+    By a constant it is a product. TOSA has no integer division of real numbers; by a tensor it stays float.
+    """
+    a, b = operand(a), operand(b)
+    if b.is_const:
+        divisors = b.reals()
+        if not divisors.all():
+            raise ctx.refuse("division by a constant that is zero")
+        return multiply(ctx, a, Operand(array=1.0 / divisors))
+    if _is_integer(a, b):
+        raise ctx.refuse("division of quantized tensors by a tensor")
+    a, b = broadcast_ranks(ctx, a, b)
+    a, b = ctx.floats(a, b)
+    return Operand(ctx.emit(ops.Mul(), a.value, ctx.emit(ops.Reciprocal(), b.value)))  # type: ignore[arg-type]
 
 
 @lower(aten.batch_norm.default)

@@ -26,9 +26,9 @@ def reshaped(ctx: Context, x: Operand, shape: Sequence[int]) -> Operand:
     return replace(x, value=ctx.reshape(x.value, shape))  # type: ignore[arg-type]
 
 
-@lower(aten.view.default, aten.reshape.default, aten._unsafe_view.default)
-def view(ctx: Context, x: Operand, shape: list[int]) -> Operand:
-    """view(Tensor self, SymInt[] size) -> Tensor"""
+@lower(aten.reshape.default)
+def reshape(ctx: Context, x: Operand, shape: list[int]) -> Operand:
+    """reshape(Tensor self, SymInt[] shape) -> Tensor"""
     size = int(np.prod(x.shape, dtype=np.int64))
     known = int(np.prod([d for d in shape if d != -1], dtype=np.int64))
     return reshaped(ctx, x, [size // known if d == -1 else d for d in shape])
@@ -82,6 +82,13 @@ def expand(ctx: Context, x: Operand, sizes: list[int]) -> Operand:
     if set(multiples) == {1}:
         return x
     return replace(x, value=ctx.emit(ops.Tile(multiples), x.value))  # type: ignore[arg-type]
+
+
+@lower(aten.repeat.default)
+def repeat(ctx: Context, x: Operand, repeats: list[int]) -> Operand:
+    """repeat(Tensor self, SymInt[] repeats) -> Tensor"""
+    x = ctx.plain(ctx.with_rank(x, len(repeats)))
+    return replace(x, value=ctx.emit(ops.Tile(tuple(repeats)), x.value))  # type: ignore[arg-type]
 
 
 def sliced(ctx: Context, value: Value, axis: int, start: int, stop: int) -> Value:
@@ -179,7 +186,7 @@ def constant_pad_nd(ctx: Context, x: Operand, pad: list[int], value: float = 0) 
     if not any(a or b for a, b in stored):
         return x
     fill = float(value) if x.quant is None else int(x.quant.store(np.array(float(value))))
-    return replace(x, value=ctx.emit(ops.Pad(tuple(n for pair in stored for n in pair), fill), x.value))  # type: ignore[arg-type]
+    return replace(x, value=ctx.emit(ops.Pad(tuple(n for pair in stored for n in pair), fill), x.value), bits=None)  # type: ignore[arg-type]
 
 
 def _shuffled(ctx: Context, x: Operand, shape: Sequence[int], perm: Sequence[int], result: Sequence[int]) -> Operand:

@@ -54,6 +54,7 @@ class Operand:
         array: the logical constant: real numbers, or stored integers if `quant` is set.
         quant: None for float, index and bool tensors.
         axis: channel axis of a constant that is quantized per channel.
+        bits: |stored - zero_point| < 2^bits, where that is known more exactly than by the type.
     """
 
     value: Value | None = None
@@ -64,6 +65,7 @@ class Operand:
     low: float = -math.inf
     high: float = math.inf
     axis: int | None = None
+    bits: int | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 
 from tosaic.lower.context import NCHW, NHWC, Context
-from tosaic.lower.conv import fit_window
-from tosaic.lower.layout import axis_of, sliced
+from tosaic.lower.conv import fit_window, reshapable
+from tosaic.lower.layout import axis_of, sliced, squeeze, unsqueeze
 from tosaic.lower.operand import Operand, Quant, inverse
 from tosaic.lower.registry import lower
 from tosaic.tosa import ops
@@ -27,28 +27,48 @@ def mean(ctx: Context, x: Operand, dims: list[int] | None = None, keepdim: bool 
 
     An exact int32 sum whose scale is divided by the count.
     """
+    return _total(ctx, x, dims, keepdim, average=True)
+
+
+@lower(aten.mean.default)
+def mean_of_all(ctx: Context, x: Operand, dtype: object = None) -> Operand:
+    """mean(Tensor self, *, ScalarType? dtype=None) -> Tensor"""
+    return _total(ctx, x, None, False, average=True)
+
+
+@lower(aten.sum.dim_IntList)
+def sum_(ctx: Context, x: Operand, dims: list[int] | None = None, keepdim: bool = False, dtype: object = None) -> Operand:
+    """sum.dim_IntList(Tensor self, int[1]? dim, bool keepdim=False, *, ScalarType? dtype=None) -> Tensor"""
+    return _total(ctx, x, dims, keepdim, average=False)
+
+
+def _total(ctx: Context, x: Operand, dims: Sequence[int] | None, keepdim: bool, *, average: bool) -> Operand:
+    """Sum, or mean, over `dims` (all, if empty)."""
     axes = sorted(axis_of(d, len(x.shape)) for d in (dims or range(len(x.shape))))
     shape = tuple(1 if i in axes else d for i, d in enumerate(x.shape))
     final = shape if keepdim else tuple(d for i, d in enumerate(x.shape) if i not in axes)
     count = math.prod(x.shape[a] for a in axes)
+    divisor = count if average else 1
     if x.quant is None:
         value = ctx.floats(x)[0].value
         assert value is not None
         for axis in axes:
             value = ctx.emit(ops.ReduceSum(axis), value)
-        value = ctx.emit(ops.Mul(), value, ctx.f32(1.0 / count, len(value.shape)))
+        if divisor > 1:
+            value = ctx.emit(ops.Mul(), value, ctx.f32(1.0 / divisor, len(value.shape)))
         return Operand(ctx.reshape(value, final))
     x = ctx.uniform(x)
     total, scale = _sum(ctx, x, axes, count)
-    out = replace(total, quant=Quant(scale / count, 0, DType.INT32))
-    return out if keepdim else Operand(ctx.reshape(ctx.logical(out), final), quant=out.quant)
+    out = replace(total, quant=Quant(scale / divisor, 0, DType.INT32))
+    return out if keepdim else Operand(ctx.reshape(ctx.logical(out), final), quant=out.quant, bits=out.bits)
 
 
 def _sum(ctx: Context, x: Operand, axes: Sequence[int], count: int) -> tuple[Operand, float]:
     """Sum over logical axes in int32, and its scale; inputs whose sum could pass 2^30 are shifted down first."""
     if x.view is not None:
         x = ctx.plain(x)
-    over = max(0, ctx.magnitude_bits(x) + math.ceil(math.log2(count)) - 29)
+    bits = ctx.magnitude_bits(x) + math.ceil(math.log2(count))
+    over = max(0, bits - 29)
     assert x.quant is not None
     scale = float(x.quant.scale) * 2.0**over  # type: ignore[arg-type]
     x = ctx.to_i32(x, scale)
@@ -56,7 +76,7 @@ def _sum(ctx: Context, x: Operand, axes: Sequence[int], count: int) -> tuple[Ope
     assert value is not None
     for axis in axes:
         value = ctx.emit(ops.ReduceSum(axis if x.perm is None else x.perm[axis]), value)
-    return replace(x, value=value), scale
+    return replace(x, value=value, bits=bits - over), scale
 
 
 def _two(numbers: Sequence[int] | int | None, default: Sequence[int]) -> tuple[int, int]:
@@ -75,6 +95,11 @@ def _ceil_extra(size: int, kernel: int, stride: int, pad: int, ceil_mode: bool) 
     if (out - 1) * stride >= size + pad:  # the last window must start inside the input or its left padding
         out -= 1
     return max(0, (out - 1) * stride + kernel - size - 2 * pad)
+
+
+def through_images(ctx: Context, function: Callable[..., Operand], x: Operand, dim: int, *arguments: object) -> Operand:
+    """A function of [N, C, H, W], of `x` with a dimension of 1 inserted at `dim`, which is removed from the result."""
+    return squeeze(ctx, reshapable(ctx, function(ctx, unsqueeze(ctx, x, dim), *arguments)), dim)
 
 
 def _channels_last(ctx: Context, x: Operand) -> Value:
@@ -107,6 +132,8 @@ def max_pool2d(
     """
     if _two(dilation, (1, 1)) != (1, 1):
         raise ctx.refuse("max_pool2d with dilation")
+    if len(x.shape) == 3:
+        return through_images(ctx, max_pool2d, x, 0, kernel, stride, padding, dilation, ceil_mode)
     k = _two(kernel, ())
     s, p = _two(stride, k), _two(padding, (0, 0))
     x = _poolable(ctx, x)
@@ -114,6 +141,24 @@ def max_pool2d(
     extra = [_ceil_extra(value.shape[1 + i], k[i], s[i], p[i], ceil_mode) for i in range(2)]
     value, pad = fit_window(ctx, value, k, s, [(p[i], p[i] + extra[i]) for i in range(2)], (1, 1))
     return Operand(ctx.emit(ops.MaxPool2d(k, s, pad), value), quant=x.quant, perm=NCHW)  # type: ignore[arg-type]
+
+
+@lower(aten.max_pool1d.default)
+def max_pool1d(
+    ctx: Context,
+    x: Operand,
+    kernel: list[int],
+    stride: list[int] | None = None,
+    padding: list[int] | int = 0,
+    dilation: list[int] | int = 1,
+    ceil_mode: bool = False,
+) -> Operand:
+    """max_pool1d(Tensor self, int[1] kernel_size, int[1] stride=[], int[1] padding=0, int[1] dilation=1,
+    bool ceil_mode=False) -> Tensor
+    """
+    (k, _), (p, _), (d, _) = _two(kernel, ()), _two(padding, (0, 0)), _two(dilation, (1, 1))
+    s, _ = _two(stride, (k, k))
+    return through_images(ctx, max_pool2d, x, -2, [1, k], [1, s], [0, p], [1, d], ceil_mode)
 
 
 @lower(aten.avg_pool2d.default)
@@ -132,36 +177,54 @@ def avg_pool2d(
 
     AVG_POOL2D counts elements of the input only; padding that counts is written out first.
     """
+    if len(x.shape) == 3:
+        return through_images(ctx, avg_pool2d, x, 0, kernel, stride, padding, ceil_mode, count_include_pad, divisor)
     k = _two(kernel, ())
     s, p = _two(stride, k), _two(padding, (0, 0))
     x = _poolable(ctx, x)
     value = _channels_last(ctx, x)
     extra = [_ceil_extra(value.shape[1 + i], k[i], s[i], p[i], ceil_mode) for i in range(2)]
+    pads = [(p[i], p[i] + extra[i]) for i in range(2)]
+    if divisor is not None:
+        return _window_sums(ctx, x, value, k, s, pads, divisor)
     zp = x.quant.zero_point if x.quant else 0
-    if divisor is not None and (any(extra) or (any(p) and not count_include_pad)):
-        raise ctx.refuse("avg_pool2d with divisor_override over windows that padding cuts")
     if any(p) and count_include_pad:
-        value = ctx.emit(ops.Pad((0, 0, p[0], p[0], p[1], p[1], 0, 0), zp), value)
-        p = (0, 0)
-    value, pad = fit_window(ctx, value, k, s, [(p[i], p[i] + extra[i]) for i in range(2)], (1, 1))
-    out = Operand(ctx.emit(ops.AvgPool2d(k, s, pad, zp, zp), value), quant=x.quant, perm=NCHW)  # type: ignore[arg-type]
-    if divisor is None:
-        return out
-    factor = k[0] * k[1] / divisor
-    if out.quant is None:
-        return replace(out, value=ctx.emit(ops.Mul(), out.value, ctx.f32(factor, 4)))  # type: ignore[arg-type]
-    return replace(out, quant=replace(out.quant, scale=float(out.quant.scale) * factor))  # type: ignore[arg-type]
+        value = ctx.emit(ops.Pad((0, 0, p[0], p[0], p[1], p[1], 0, 0), zp if x.quant else 0.0), value)
+        pads = [(0, e) for e in extra]
+    value, pad = fit_window(ctx, value, k, s, pads, (1, 1))
+    return Operand(ctx.emit(ops.AvgPool2d(k, s, pad, zp, zp), value), quant=x.quant, perm=NCHW)  # type: ignore[arg-type]
+
+
+def _window_sums(
+    ctx: Context, x: Operand, value: Value, kernel: Sequence[int], stride: Sequence[int], pads: Sequence[Sequence[int]], divisor: float
+) -> Operand:
+    """Sums over windows of [N, H, W, C], divided: a depthwise convolution by ones, which keeps every bit of the sum."""
+    value, pad = fit_window(ctx, value, kernel, stride, pads, (1, 1))
+    channels, integer = value.shape[3], x.quant is not None
+    dtype = DType.FP32 if x.quant is None else DType.INT32 if x.quant.dtype is DType.INT8 else DType.INT48
+    ones = np.full((*kernel, channels, 1), 1.0 if integer else 1.0 / divisor)
+    weight = ctx.builder.const(ones, DType.INT8 if integer else DType.FP32)
+    bias = ctx.builder.const(np.zeros(channels), dtype)
+    op = ops.DepthwiseConv2d(tuple(stride), pad, (1, 1), x.quant.zero_point if x.quant else 0)
+    quant = Quant(float(x.quant.scale) / divisor, 0, dtype) if x.quant else None  # type: ignore[arg-type]
+    bits = math.ceil(math.log2(kernel[0] * kernel[1])) + ctx.magnitude_bits(x) if integer else None
+    return Operand(ctx.emit(op, value, weight, bias), quant=quant, perm=NCHW, bits=bits)
 
 
 @lower(aten.adaptive_avg_pool2d.default, aten._adaptive_avg_pool2d.default)
 def adaptive_avg_pool2d(ctx: Context, x: Operand, size: list[int]) -> Operand:
     """adaptive_avg_pool2d(Tensor self, SymInt[2] output_size) -> Tensor"""
+    if len(x.shape) == 3:
+        return through_images(ctx, adaptive_avg_pool2d, x, 0, size)
     h, w = x.shape[-2:]
     oh, ow = size
     if (oh, ow) == (1, 1):
         return mean(ctx, x, [-2, -1], True)
     if h % oh == 0 and w % ow == 0:
-        return avg_pool2d(ctx, x, [h // oh, w // ow])
+        # not AVG_POOL2D where integers are meant: it rounds at the scale of its input, the result may have a finer one
+        kernel = (h // oh, w // ow)
+        x = _poolable(ctx, x)
+        return _window_sums(ctx, x, _channels_last(ctx, x), kernel, kernel, ((0, 0), (0, 0)), kernel[0] * kernel[1])
     return _uneven_means(ctx, x, [(2, oh), (3, ow)])
 
 
@@ -169,17 +232,18 @@ def _uneven_means(ctx: Context, x: Operand, sizes: Sequence[tuple[int, int]]) ->
     """Means over windows [floor(i n / m), ceil((i + 1) n / m)), one axis after the other."""
     integer = x.quant is not None
     x = ctx.plain(x) if integer else ctx.floats(x)[0]
-    value, scale = x.value, 1.0
+    value, scale, bits = x.value, 1.0, None
     if integer:
         # 12 more bits than the input has, so that the two roundings are far below its own
-        scale = float(x.quant.scale) / (2.0**12 if ctx.magnitude_bits(x) <= 15 else 1.0)  # type: ignore[union-attr, arg-type]
+        extra = 12 if ctx.magnitude_bits(x) <= 15 else 0
+        scale, bits = float(x.quant.scale) / 2.0**extra, ctx.magnitude_bits(x) + extra  # type: ignore[union-attr, arg-type]
         value = ctx.to_i32(x, scale).value
     for axis, count in sizes:
         n = value.shape[axis]  # type: ignore[union-attr]
         windows = [(i * n // count, -(-(i + 1) * n // count)) for i in range(count)]
         parts = [_window_mean(ctx, sliced(ctx, value, axis, a, b), axis, integer) for a, b in windows]  # type: ignore[arg-type]
         value = ctx.emit(ops.Concat(axis), *parts) if count > 1 else parts[0]
-    return Operand(value, quant=Quant(scale, 0, DType.INT32) if integer else None)
+    return Operand(value, quant=Quant(scale, 0, DType.INT32), bits=bits) if integer else Operand(value)
 
 
 def _window_mean(ctx: Context, window: Value, axis: int, integer: bool) -> Value:
@@ -194,13 +258,12 @@ def _window_mean(ctx: Context, window: Value, axis: int, integer: bool) -> Value
 def argmax(ctx: Context, x: Operand, dim: int | None = None, keepdim: bool = False) -> Operand:
     """argmax(Tensor self, int? dim=None, bool keepdim=False) -> Tensor (int32 here)"""
     x = _poolable(ctx, x)
-    if dim is None:
-        value, axis, final = ctx.reshape(ctx.logical(x), (int(np.prod(x.shape)),)), 0, (1,) * len(x.shape) if keepdim else ()
-    else:
-        axis = axis_of(dim, len(x.shape))
-        value = ctx.logical(x)
-        final = tuple(1 if i == axis else d for i, d in enumerate(x.shape) if keepdim or i != axis)
-    return Operand(ctx.reshape(ctx.emit(ops.ArgMax(axis), value), final))
+    # ARGMAX drops its axis; a dimension that stays is added before, as the FP profile does not reshape int32
+    shape = (math.prod(x.shape),) if dim is None else x.shape
+    axis = 0 if dim is None else axis_of(dim, len(shape))
+    kept = () if not keepdim else (1,) * len(x.shape) if dim is None else (1,)
+    value = ctx.reshape(ctx.logical(x), (*shape[: axis + 1], *kept, *shape[axis + 1 :]))
+    return Operand(ctx.emit(ops.ArgMax(axis), value))
 
 
 @lower(aten._softmax.default)
@@ -234,8 +297,9 @@ def _integer_softmax(ctx: Context, x: Operand) -> Value:
     top = Operand(ctx.emit(ops.ReduceMax(rank - 1), x.value), quant=x.quant)
     below = ctx.emit(ops.Sub(), ctx.to_i32(top).value, ctx.to_i32(x).value)  # type: ignore[arg-type]
     scale = float(x.quant.scale)  # type: ignore[arg-type]
-    if x.quant.dtype is DType.INT8:
-        index, entries = below, np.arange(256) * scale
+    steps = {DType.INT8: 256, DType.INT16: 65536}.get(x.quant.dtype)
+    if steps is not None and (steps == 256 or steps * scale <= 18):
+        index, entries = below, np.arange(steps) * scale
     else:
         # 2^16 steps over 18 nats, beyond which a probability is below 2^-26
         factor = scale * 65536 / 18

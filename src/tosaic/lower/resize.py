@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
+import numpy as np
 import torch
 
 from tosaic.lower.context import NCHW, NHWC, Context
 from tosaic.lower.layout import sliced
 from tosaic.lower.operand import Operand, Quant
-from tosaic.lower.reduce import _poolable
+from tosaic.lower.reduce import _poolable, through_images
 from tosaic.lower.registry import lower
 from tosaic.tosa import ops
 from tosaic.tosa.graph import Value
@@ -56,7 +57,8 @@ def _resize(ctx: Context, x: Operand, value: Value, axes: list[tuple[int, int, i
     if x.quant.zero_point:
         out = ctx.emit(ops.Sub(), out, ctx.i32(weight * x.quant.zero_point, 4))
     dtype = DType.INT32 if x.quant.dtype is DType.INT8 else DType.INT48
-    return Operand(out, quant=Quant(float(x.quant.scale) / weight, 0, dtype), perm=NCHW)  # type: ignore[arg-type]
+    bits = ctx.magnitude_bits(x) + weight.bit_length()
+    return Operand(out, quant=Quant(float(x.quant.scale) / weight, 0, dtype), perm=NCHW, bits=bits)  # type: ignore[arg-type]
 
 
 @lower(aten.upsample_bilinear2d.vec)
@@ -86,9 +88,51 @@ def upsample_nearest2d(ctx: Context, x: Operand, size: list[int] | None, factors
     RESIZE rounds to the nearest; an offset of half a source step makes a floor of it, which is PyTorch's "nearest".
     """
     outs, given = _sizes(ctx, x, size, factors)
+    if x.quant is not None and not ctx.is_narrow(x) and (ctx.want is None or ctx.want.dtype is DType.INT32):
+        return _repeated(ctx, x, outs, given)
     x = _poolable(ctx, x)
     axes = []
     for have, out, factor in zip(x.shape[2:], outs, given, strict=True):
         ratio = _ratio(have, out, factor)
         axes.append(_axis(ctx, have, out, 2 * ratio.numerator, 2 * ratio.denominator, -ratio.numerator))
     return _resize(ctx, x, ctx.permuted(x, NHWC), axes, ops.ResizeMode.NEAREST)
+
+
+def _repeated(ctx: Context, x: Operand, outs: list[int], factors: list[float | None]) -> Operand:
+    """Nearest neighbours of an int32 value, which RESIZE does not take: TILE for whole ratios, else one GATHER for each axis."""
+    x = ctx.resolve_clamp(ctx.uniform(x))
+    value = ctx.permuted(x, NHWC)
+    n, h, w, c = value.shape
+    oh, ow = outs
+    if oh % h == 0 and ow % w == 0 and all(f is None or f == o / d for f, o, d in zip(factors, outs, (h, w), strict=True)):
+        value = ctx.emit(ops.Tile((1, 1, oh // h, 1, ow // w, 1)), ctx.reshape(value, (n, h, 1, w, 1, c)))
+        return Operand(ctx.reshape(value, (n, oh, ow, c)), quant=x.quant, perm=NCHW)
+    value = _gathered(ctx, ctx.reshape(value, (n, h, w * c)), oh, factors[0])
+    value = _gathered(ctx, ctx.reshape(value, (n * oh, w, c)), ow, factors[1])
+    return Operand(ctx.reshape(value, (n, oh, ow, c)), quant=x.quant, perm=NCHW)
+
+
+def _gathered(ctx: Context, value: Value, out: int, factor: float | None) -> Value:
+    """[N, K, C] -> [N, out, C], source row floor(i / ratio)."""
+    batch, size, _ = value.shape
+    ratio = _ratio(size, out, factor)
+    rows = [min(size - 1, i * ratio.denominator // ratio.numerator) for i in range(out)]
+    return ctx.emit(ops.Gather(), value, ctx.i32(np.tile(rows, (batch, 1))))
+
+
+@lower(aten.upsample_nearest1d.vec)
+def upsample_nearest1d(ctx: Context, x: Operand, size: list[int] | None, factors: list[float] | None) -> Operand:
+    """upsample_nearest1d.vec(Tensor input, SymInt[]? output_size, float[]? scale_factors) -> Tensor"""
+    return through_images(ctx, upsample_nearest2d, x, -2, *_with_height(size, factors))
+
+
+@lower(aten.upsample_linear1d.vec)
+def upsample_linear1d(ctx: Context, x: Operand, size: list[int] | None, align_corners: bool, factors: list[float] | None) -> Operand:
+    """upsample_linear1d.vec(Tensor input, SymInt[]? output_size, bool align_corners, float[]? scale_factors) -> Tensor"""
+    sizes, scales = _with_height(size, factors)
+    return through_images(ctx, upsample_bilinear2d, x, -2, sizes, align_corners, scales)
+
+
+def _with_height(size: list[int] | None, factors: list[float] | None) -> tuple[list[int] | None, list[float] | None]:
+    """Arguments of an interpolation along one axis, for images one pixel high."""
+    return None if size is None else [1, *size], None if factors is None else [1.0, *factors]

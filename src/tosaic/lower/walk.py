@@ -199,7 +199,8 @@ class _Walk:
         is_float = any(n.output.dtype.is_float for n in emitted) or (
             main.quant is None and main.value is not None and main.value.dtype.is_float
         )
-        precision = "fp32" if is_float else main.quant.dtype.name.lower() if main.quant else "index"
+        stored = self.ctx.want or main.quant
+        precision = "fp32" if is_float else stored.dtype.name.lower() if stored else "index"
         reason = self.reasons.get(node.name, "float") if is_float else "quantized"
         self.ledger.append(LedgerRow(node.name, str(node.target), precision, reason, str(location)))
 
@@ -229,6 +230,8 @@ class _Walk:
         if low - shift > target.dtype.min or high - shift < target.dtype.max:
             x = x.clamp(float(target.real(np.array(low - shift))), float(target.real(np.array(high - shift))))
         source = node.args[0]
+        while source.target in (*QUANTIZE, *DEQUANTIZE):
+            source = source.args[0]
         with self.builder.at(source.name, location_of(source)):
             return self.ctx.requantize(x, target)
 

@@ -14,6 +14,7 @@ from tosaic.errors import QuantizeError
 TINY = 2.0**-100  # stands for the scale of a value that is always zero; its reciprocal is finite in float32
 _PERCENTILE = 0.9999
 _BINS = 4096
+_SAMPLE = 1 << 16  # elements of a tensor that go into the histogram
 
 
 def choose_qparams(
@@ -45,7 +46,8 @@ class Observer(ObserverBase):
         ch_axis: channel axis, per channel only.
         top: stored value of the calibrated maximum, symmetric only.
         momentum: 0 keeps the extremes of all batches, else their moving average.
-        memoryless: only the last tensor counts (weights).
+        memoryless: only the last tensor counts (weights in training).
+        once: only the first tensor counts (weights that do not change).
         percentile: calibrate to the 99.99th percentile of magnitudes instead of the extremes.
         fixed: (low, high), not observed.
     """
@@ -62,6 +64,7 @@ class Observer(ObserverBase):
         top: int = 127,
         momentum: float = 0.0,
         memoryless: bool = False,
+        once: bool = False,
         percentile: bool = False,
         fixed: tuple[float, float] | None = None,
         label: str = "",
@@ -69,7 +72,7 @@ class Observer(ObserverBase):
         super().__init__(dtype=dtype, is_dynamic=is_dynamic)
         self.quant_min, self.quant_max, self.qscheme, self.ch_axis = quant_min, quant_max, qscheme, ch_axis
         self.top, self.momentum, self.memoryless, self.percentile, self.label = top, momentum, memoryless, percentile, label
-        self.fixed = fixed
+        self.fixed, self.once = fixed, once
         self.eps = TINY
         self.register_buffer("low", torch.tensor([]) if fixed is None else torch.tensor(fixed[0]))
         self.register_buffer("high", torch.tensor([]) if fixed is None else torch.tensor(fixed[1]))
@@ -87,8 +90,10 @@ class Observer(ObserverBase):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.fixed is not None or x.numel() == 0:
             return x
-        dims = [d for d in range(x.dim()) if d != self.ch_axis] if self.per_channel else list(range(x.dim()))
-        low, high = (x.amin(dims), x.amax(dims)) if dims else (x, x)
+        if self.once and self.low.numel():
+            return x
+        dims = [d for d in range(x.dim()) if d != self.ch_axis]
+        low, high = (x.amin(dims), x.amax(dims)) if self.per_channel else torch.aminmax(x)
         if not (torch.isfinite(low).all() and torch.isfinite(high).all()):
             raise QuantizeError(
                 f"'{self.label}' is not finite during calibration", remedy="check the calibration data and the model for NaN and overflow"
@@ -105,8 +110,9 @@ class Observer(ObserverBase):
         return x
 
     def _count(self, x: torch.Tensor) -> None:
-        """Add |x| to a histogram over powers of two (1/128 octave a bin), so that it never needs a new range."""
-        magnitude = x.detach().abs().float().flatten()
+        """Add |x| (a sample of it, if large) to a histogram over powers of two (1/128 octave a bin), so that it never needs a new range."""
+        flat = x.detach().flatten()
+        magnitude = flat[:: max(1, flat.numel() // _SAMPLE)].abs().float()
         position = (torch.log2(magnitude.clamp(min=2.0**-24)) * 128 + 24 * 128).long().clamp(0, _BINS - 1)
         counts = torch.bincount(position, minlength=_BINS)
         self._histogram = counts if self._histogram is None else self._histogram + counts

@@ -33,11 +33,11 @@ class QatSession:
         input_names: list[str],
         output_names: list[str],
         recipe: Recipe,
-        finish_folding: Callable[[torch.fx.GraphModule], None],
+        finish_training: Callable[[torch.fx.GraphModule], None],
     ) -> None:
         self._quantizer = TosaQuantizer(recipe, training=True)
         self._example_inputs, self._names, self._recipe = example_inputs, (input_names, output_names), recipe
-        self._finish_folding, self._calibration = finish_folding, {}
+        self._finish_training, self._calibration = finish_training, {}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.model = prepare_qat_pt2e(module, self._quantizer)
@@ -93,7 +93,7 @@ class QatSession:
         for name, parameter in self.model.named_parameters():
             if not torch.isfinite(parameter).all():
                 raise QuantizeError(f"weight '{name}' is not finite after training", remedy="lower the learning rate")
-        self._finish_folding(self.model)
+        self._finish_training(self.model)
         converted = convert(self.model)
         input_names, output_names = self._names
         return Quantized(

@@ -62,7 +62,7 @@ class TosaQuantizer(Quantizer):
 
     def annotate(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
         for node in model.graph.nodes:
-            if node.op == "call_function" or self._is_fold(model, node):
+            if node.op == "call_function" or self._is_simulated(node) or _is_dropout(node):
                 self.chosen[node.name] = self._choose(model, node)
         self._fused = {n for n in model.graph.nodes if self._fuses_with_producer(n)}
         for node in model.graph.nodes:
@@ -75,14 +75,14 @@ class TosaQuantizer(Quantizer):
     def validate(self, model: torch.fx.GraphModule) -> None:
         """Nothing to check: `annotate` writes rules only."""
 
-    def _is_fold(self, model: torch.fx.GraphModule, node: Node) -> bool:
-        """A batch norm that is simulated folded stands for the convolution before it."""
-        return node.op == "call_module" and str(node.target).startswith("fold_") and not str(node.target).endswith("_weight")
-
     def _choose(self, model: torch.fx.GraphModule, node: Node) -> Chosen:
         if node.op == "call_module":
-            inner = self._choose(model, node.args[0])
-            return Chosen(Rule(Kind.MAC, (), natural=True), inner.scheme, inner.reason)
+            # a simulated batch norm stands for the convolution before it, a dropout for the value that it passes on
+            inner = self._choose(model, node.args[0]) if isinstance(node.args[0], Node) and node.args[0].op != "placeholder" else None
+            rule = Rule(Kind.MOVE, natural=True) if _is_dropout(node) else Rule(Kind.MAC, (), natural=True)
+            return Chosen(
+                rule, inner.scheme if inner else self.recipe.scheme_of(module_path(node), "", False), inner.reason if inner else "rule"
+            )
         if node.target is operator.getitem:
             return self._choose(model, node.args[0])
         rule = RULES.get(node.target)
@@ -148,7 +148,8 @@ class TosaQuantizer(Quantizer):
         return self._between(scheme) if wide else scheme.activation
 
     def _is_simulated(self, node: Node) -> bool:
-        return node.op == "call_module" and str(node.target).startswith("fold_")
+        """A batch norm that training simulates folded (its weight scaling is part of the weight)."""
+        return node.op == "call_module" and str(node.target).startswith("fold_") and not str(node.target).endswith("_weight")
 
     def _annotate_input(self, node: Node) -> None:
         value = node.meta.get("val")
@@ -252,9 +253,18 @@ class TosaQuantizer(Quantizer):
             qscheme=torch.per_channel_symmetric,
             # the axis goes through the constructor: torchao hands it on only to classes with PerChannel in their name
             observer_or_fake_quant_ctr=_constructor(
-                self.training, top=weight.top, memoryless=True, ch_axis=1 if transposed else 0, label=str(node.args[1])
+                self.training,
+                top=weight.top,
+                memoryless=self.training,
+                once=not self.training,
+                ch_axis=1 if transposed else 0,
+                label=str(node.args[1]),
             ),
         )
+
+
+def _is_dropout(node: Node) -> bool:
+    return node.op == "call_module" and str(node.target).startswith("dropout_")
 
 
 def _is_float(node: Node) -> bool:

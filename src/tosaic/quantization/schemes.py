@@ -5,12 +5,14 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-
-import torch
+from typing import TYPE_CHECKING
 
 from tosaic.errors import InputError, SpecError
 from tosaic.tosa.spec import Spec
 from tosaic.tosa.types import DType
+
+if TYPE_CHECKING:
+    import torch
 
 WIDE_BITS = 24  # significant bits of an int32 value; float32 fake quantization models up to 24 exactly
 
@@ -20,18 +22,23 @@ class Precision:
     """How a value of one type is quantized."""
 
     dtype: DType
-    torch_dtype: torch.dtype
     quant_min: int  # range of stored values
     quant_max: int
     top: int  # the stored value that the calibrated maximum maps to (symmetric only)
     symmetric: bool
 
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        import torch  # late: a recipe is checked before anyone waits for torch
 
-INT8 = Precision(DType.INT8, torch.int8, -128, 127, 127, symmetric=False)
-INT16 = Precision(DType.INT16, torch.int16, -32768, 32767, 32767, symmetric=True)
+        return getattr(torch, self.dtype.name.lower())
+
+
+INT8 = Precision(DType.INT8, -128, 127, 127, symmetric=False)
+INT16 = Precision(DType.INT16, -32768, 32767, 32767, symmetric=True)
 # 8 bits above the calibrated maximum are head-room for additions
-INT32 = Precision(DType.INT32, torch.int32, -(2**31), 2**31 - 1, 2 ** (WIDE_BITS - 1) - 1, symmetric=True)
-WEIGHT8 = Precision(DType.INT8, torch.int8, -127, 127, 127, symmetric=True)
+INT32 = Precision(DType.INT32, -(2**31), 2**31 - 1, 2 ** (WIDE_BITS - 1) - 1, symmetric=True)
+WEIGHT8 = Precision(DType.INT8, -127, 127, 127, symmetric=True)
 PRECISIONS = {"int8": INT8, "int16": INT16, "int32": INT32}
 
 

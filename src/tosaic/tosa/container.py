@@ -111,11 +111,10 @@ class _Decoder:
         self.constants = self._table("Constant", header.GetConstantsOffset(), header.GetConstantsSize())
 
     def _table(self, name: str, offset: int, size: int) -> Any:
-        if offset + size > len(self.data):
-            raise ValueError(f"{name} ends at byte {offset + size}, the file at {len(self.data)}")
-        if size == 0:
+        section = self.data[offset : offset + size]
+        if not section:
             return None
-        table = getattr(vgfpy, f"Create{name}Decoder")(self.data[offset : offset + size], size)
+        table = getattr(vgfpy, f"Create{name}Decoder")(section, len(section))  # not `size`, which may reach past the end
         if table is None:
             raise ValueError(f"{name} is malformed")
         return table

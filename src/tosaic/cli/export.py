@@ -1,0 +1,261 @@
+"""`tosaic export` and `tosaic qat`: checks first, then the library, then the summary."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tosaic.cli.config import CompileOptions, ExportOptions, QatOptions
+from tosaic.cli.console import Steps, plural, size, stdout, steps, table
+from tosaic.cli.data import Data, check_data, load_data
+from tosaic.cli.user_code import check_reference, find, is_reference, reporting
+from tosaic.converter import find_converter
+from tosaic.emit.passport import PortRecord, passport_path, write_passport
+from tosaic.errors import EmitError, InputError
+from tosaic.quantization.schemes import Recipe
+from tosaic.tosa.spec import Spec
+
+if TYPE_CHECKING:
+    from tosaic.artifact import Artifact
+    from tosaic.cli.models import Loaded
+
+SCORED = 8  # calibration samples that the artifact is scored on
+
+
+def export(options: ExportOptions) -> None:
+    """Quantize after training (or compile in float), write, score, print."""
+    started = time.perf_counter()
+    recipe = _recipe(options, options.observer)
+    in_float = recipe.scheme == "fp32" and not recipe.overrides
+    _check(options, recipe)
+    if options.calibration is None and not in_float:
+        raise InputError(
+            f"scheme {recipe.scheme} needs calibration data",
+            remedy="give --calibration DATA: an .npy, .npz or .safetensors file, a folder of images, or file.py:callable",
+        )
+    with steps() as at:
+        tosaic = _import_tosaic(at)
+        loaded, data = _load(options, at)
+        if in_float:
+            at.begin("compiling")
+            program: Any = loaded.model
+            example = loaded.example_inputs
+        else:
+            assert data is not None
+            at.begin("capturing and calibrating", data.count)
+            program = tosaic.quantize(
+                loaded.model,
+                loaded.example_inputs,
+                data,
+                recipe.scheme,
+                scope=recipe.scope,
+                overrides=recipe.overrides,
+                between=recipe.between,
+                observer=recipe.observer,
+                spec=options.spec,
+                progress=at.at,
+                dump=options.dump,
+            )
+            example = None
+        artifact = _compile(tosaic, program, example, options, at)
+        _record(artifact, options, data)
+        at.begin(f"writing {options.output}")
+        artifact.save(options.output)
+        at.begin("scoring")
+        scores = _score(artifact, loaded.in_float(), "the float model", loaded, data) if data is not None else []
+    _summary(artifact, options, scores, time.perf_counter() - started)
+
+
+def train(options: QatOptions) -> None:
+    """Prepare, let the user's function train, finish, write, score, print."""
+    started = time.perf_counter()
+    recipe = _recipe(options)
+    check_reference("--train", options.train)
+    if not is_reference(options.train):
+        raise InputError(f"--train '{options.train}' is not of a known form", remedy="write file.py:function or package.module:function")
+    _check(options, recipe)
+    with steps() as at:
+        tosaic = _import_tosaic(at)
+        loaded, data = _load(options, at)
+        if type(loaded.model).__name__ == "ExportedProgram":
+            raise InputError("a captured program cannot be trained", remedy="give MODEL as file.py:callable that returns a torch.nn.Module")
+        function = find("--train", options.train)
+        if not callable(function):
+            raise InputError(f"--train: {options.train} is {type(function).__name__}, expected a function of the model")
+        at.begin("capturing")
+        session = tosaic.prepare_qat(
+            loaded.model,
+            loaded.example_inputs,
+            recipe.scheme,
+            scope=recipe.scope,
+            overrides=recipe.overrides,
+            between=recipe.between,
+            spec=options.spec,
+        )
+        if data is not None:
+            at.begin("calibrating", data.count)
+            session.calibrate(data, progress=at.at)
+    with reporting(f"--train: {options.train}"):  # outside `steps`: the function may show progress of its own
+        function(session.model, session) if _takes_session(function) else function(session.model)
+    with steps() as at:
+        at.begin("converting")
+        quantized = session.finish()
+        artifact = _compile(tosaic, quantized, None, options, at)
+        _record(artifact, options, data)
+        at.begin(f"writing {options.output}")
+        artifact.save(options.output)
+        at.begin("scoring")
+        scores = _score(artifact, quantized, "the trained model with its fake quantization", loaded, data) if data is not None else []
+    _summary(artifact, options, scores, time.perf_counter() - started)
+
+
+# Checks that need no torch
+
+
+def _recipe(options: CompileOptions, observer: str = "minmax") -> Recipe:
+    return Recipe(options.scheme, options.scope, options.override, options.between, observer)
+
+
+def _check(options: CompileOptions, recipe: Recipe) -> None:
+    """Everything that can be refused before the first slow step."""
+    if options.spec is not None:
+        recipe.check(Spec.parse(options.spec))
+    _check_output(options.output)
+    if options.dump is not None and options.dump.exists() and not options.dump.is_dir():
+        raise InputError(f"--dump {options.dump} is a file, expected a folder")
+    if options.model.endswith(".pt2") and not Path(options.model).is_file():
+        raise InputError(f"MODEL: no such file: {options.model}")
+    check_reference("MODEL", options.model)
+    if options.calibration is not None:
+        check_data(options.calibration)
+
+
+def _check_output(path: Path) -> None:
+    if path.suffix not in (".vgf", ".tosa"):
+        raise InputError(f"cannot write {path}: the suffix is neither .vgf nor .tosa", remedy="name it like model.vgf")
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder", remedy=f"name a file in it, like {path / 'model.vgf'}")
+    folder = next((p for p in path.absolute().parents if p.exists()), Path("/"))
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise EmitError(f"cannot write {path}: {folder} is {'not writable' if folder.is_dir() else 'a file'}")
+    if path.suffix == ".vgf":
+        find_converter()
+
+
+# Steps
+
+
+def _import_tosaic(at: Steps) -> Any:
+    at.begin("importing torch")
+    import tosaic
+    import tosaic.compiler
+
+    return tosaic
+
+
+def _load(options: CompileOptions, at: Steps) -> tuple[Loaded, Data | None]:
+    from tosaic.cli.models import load_model
+
+    at.begin(f"loading {options.model}")
+    loaded = load_model(options.model, options.input_shape)
+    if options.calibration is None:
+        return loaded, None
+    data = load_data(
+        options.calibration,
+        [tuple(t.shape) for t in loaded.tensors],
+        loaded.names,
+        limit=options.samples,
+        mean=options.image_mean,
+        std=options.image_std,
+        keep=SCORED,
+    )
+    return loaded, data
+
+
+def _compile(tosaic: Any, program: Any, example: Any, options: CompileOptions, at: Steps) -> Artifact:
+    at.begin("compiling")
+    name = options.name or options.output.stem
+    return tosaic.compile(program, example, options.spec, name=name, io_layout=options.io_layout, strict=options.strict, dump=options.dump)
+
+
+def _record(artifact: Artifact, options: CompileOptions, data: Data | None) -> None:
+    """What the passport should say of the data, beside their digest."""
+    if data is not None:
+        artifact.passport.calibration |= {k: v for k, v in data.record.items() if v is not None}
+
+
+def _takes_session(function: Callable[..., Any]) -> bool:
+    """Whether a second positional argument is asked for (one with a default is an option of the user's own)."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except ValueError:
+        return False
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return len(positional) > 1 and (positional[1].default is positional[1].empty or positional[1].name == "session")
+
+
+def _score(artifact: Artifact, model: Callable[..., Any], against: str, loaded: Loaded, data: Data) -> list[str]:
+    """Score the file that was written on the first calibration samples, and note it in its passport.
+
+    Returns:
+        One line for each output.
+    """
+    from tosaic.artifact import load
+    from tosaic.scoring import metrics, score
+
+    assert artifact.path is not None
+    scores = score(load(artifact.path), model, loaded.example_inputs, data.kept, SCORED)
+    artifact.passport.metrics |= metrics(scores, artifact)
+    write_passport(artifact.passport, artifact.path)
+    samples = min(SCORED, artifact.passport.calibration.get("samples", len(data.kept)))
+    return [
+        f"{_result(artifact, name, value, len(scores))} against {against}, on {plural(samples, 'sample')}" for name, value in scores.items()
+    ]
+
+
+def _result(artifact: Artifact, name: str, value: float, count: int) -> str:
+    port = next(p for p in artifact.passport.outputs if p.name == name)
+    which = f"{name}: " if count > 1 else ""
+    if port.scale is None and port.dtype.startswith("i"):
+        return f"{which}{value:.2%} equal"
+    return f"{which}SQNR {value:.1f} dB" if math.isfinite(value) else f"{which}exactly equal"
+
+
+# Summary
+
+
+def _summary(artifact: Artifact, options: CompileOptions, scores: list[str], seconds: float) -> None:
+    passport, path = artifact.passport, artifact.path
+    assert path is not None
+    chosen = "" if options.spec is not None else " (the smallest that will do)"
+    console = stdout()
+    console.print(f"{path}  {size(path.stat().st_size)}, {plural(len(artifact.graph.ops), 'operator')}; {passport_path(path)} describes it")
+    stages = ", ".join(f"{name} {value:.1f}" for name, value in artifact.timings.items() if value >= 0.05)
+    rows = [("spec", f"{passport.spec}{chosen}")]
+    rows += [(kind, port_line(port)) for kind, ports in (("input", passport.inputs), ("output", passport.outputs)) for port in ports]
+    rows += [("operators", ", ".join(f"{name} {count}" for name, count in passport.operators.items()))]
+    counts = Counter(row.precision for row in passport.ledger)
+    rows += [("precision", ", ".join(f"{name} {count}" for name, count in counts.most_common()))]
+    rows += [("score" if i == 0 else "", line) for i, line in enumerate(scores)]
+    rows += [("seconds", f"{seconds:.1f}" + (f" ({stages})" if stages else ""))]
+    table(rows)
+    floats = [row for row in passport.ledger if row.precision == "fp32"]
+    if floats and passport.recipe:
+        console.print(f"{plural(len(floats), 'operator')} of the model {'stays' if len(floats) == 1 else 'stay'} float:")
+        table([(row.name, row.aten, row.reason, row.location.partition(" | ")[2]) for row in floats])
+
+
+def port_line(port: PortRecord) -> str:
+    """An input or output in one line: name, type, shape, how stored values become real ones."""
+    line = f"{port.name}  {port.dtype}{port.shape}"
+    if port.layout != "model":
+        line += f" {port.layout}"
+    if port.scale is not None:
+        line += f"  real = {port.scale:.7g} * " + (f"(stored - {port.zero_point})" if port.zero_point else "stored")
+    return line.replace("- -", "+ ")

@@ -1,0 +1,112 @@
+"""The flags of all commands. Each defaults to None (not given); the defaults that the help shows are those of `config.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+Config = Annotated[
+    Path | None, Option("--config", metavar="FILE.yaml", help="Take options from a YAML file; flags on the command line win.")
+]
+
+# What is compiled
+ModelArg = Annotated[
+    str | None,
+    Argument(
+        metavar="MODEL",
+        help="file.py:callable or package.module:callable (gives a module, or a module and its example inputs), or FILE.pt2.",
+    ),
+]
+Output = Annotated[
+    Path | None, Option("--output", "-o", metavar="FILE.vgf", help="The file to write; its passport goes beside it as FILE.json.")
+]
+InputShape = Annotated[
+    list[str] | None,
+    Option("--input-shape", metavar="1,3,224,224", help="Shape of an input (repeat for each); 1,16:int64 for another type."),
+]
+Calibration = Annotated[
+    str | None,
+    Option(
+        "--calibration", metavar="DATA", help="Representative inputs: .npy, .npz, .safetensors, a folder of images, or file.py:callable."
+    ),
+]
+Samples = Annotated[int | None, Option("--samples", metavar="N", help="Calibrate on so many samples at most.")]
+ImageMean = Annotated[str | None, Option("--image-mean", metavar="0.5,...", help="Subtracted from image pixels, which are in [0, 1].")]
+ImageStd = Annotated[str | None, Option("--image-std", metavar="0.2,...", help="By which image pixels are divided then.")]
+
+# How
+Scheme = Annotated[
+    str | None,
+    Option(
+        "--scheme", metavar="8a8w|16a8w|fp32", show_default="8a8w", help="Activations and weights: int8 both, int16 and int8, or float."
+    ),
+]
+Scope = Annotated[
+    str | None, Option("--scope", metavar="full|linear", show_default="full", help="Quantize everything, or only nn.Linear (needs INT+FP).")
+]
+Override = Annotated[
+    list[str] | None,
+    Option("--override", metavar="PATTERN=SCHEME", help="Another scheme for modules or an aten operator, like 'head.*=fp32' (repeatable)."),
+]
+Between = Annotated[
+    str | None,
+    Option(
+        "--between",
+        metavar="int32|int16|int8",
+        show_default="int32",
+        help="Precision of values that arithmetic between convolutions and products reads.",
+    ),
+]
+Observer = Annotated[
+    str | None,
+    Option("--observer", metavar="minmax|percentile", show_default="minmax", help="Ranges: the extremes seen, or the 99.99th percentile."),
+]
+SpecText = Annotated[
+    str | None,
+    Option("--spec", metavar="TOSA-1.0+INT", help="What the target has, which is law; without it the smallest that holds the scheme."),
+]
+IoLayout = Annotated[
+    str | None, Option("--io-layout", metavar="model|nhwc", show_default="model", help="Store images channels last, as textures are.")
+]
+Strict = Annotated[bool | None, Option("--strict/--no-strict", show_default="no-strict", help="Refuse operators that stay float.")]
+Dump = Annotated[Path | None, Option("--dump", metavar="DIR", help="Write each stage of the compilation as text.")]
+Name = Annotated[str | None, Option("--name", help="The model's name in the passport; without it that of the file.")]
+Train = Annotated[
+    str | None,
+    Option(
+        "--train", metavar="file.py:fn", help="Called with the model in train mode (and the session, if it takes two); trains it in place."
+    ),
+]
+
+# Files that were made
+FileArg = Annotated[Path | None, Argument(metavar="FILE", help="A .vgf or .tosa file.")]
+Inputs = Annotated[
+    list[str] | None,
+    Option("--input", "-i", metavar="[NAME=]FILE", help="An input: .npy, .npz, .safetensors or an image (repeat for each input)."),
+]
+On = Annotated[str | None, Option("--on", metavar="simulator|reference|vulkan", show_default="simulator", help="Where to run.")]
+FloatIo = Annotated[
+    bool | None,
+    Option(
+        "--float/--stored",
+        show_default=False,
+        help="Real values in and out, by the passport's scales, or stored ones; as the input is, if not given.",
+    ),
+]
+Result = Annotated[
+    Path | None, Option("--output", "-o", metavar="FILE", help="Write the outputs: .npz, .npy (one output) or .png (one image).")
+]
+Repeat = Annotated[
+    int | None, Option("--repeat", metavar="N", show_default="1", help="Run so many times, and print the median of all but the first.")
+]
+AsText = Annotated[bool | None, Option("--text", show_default=False, help="Print the graph.")]
+AsJson = Annotated[bool | None, Option("--json", show_default=False, help="Print everything as JSON.")]
+Ledger = Annotated[bool | None, Option("--ledger", show_default=False, help="Print how each operator of the model was compiled, and why.")]
+
+# Demo
+DemoOutput = Annotated[Path | None, Option("--output", "-o", metavar="DIR", show_default="demo-output", help="Where results go.")]
+DemoData = Annotated[str | None, Option("--data", metavar="NAME", show_default="auto", help="The training data; auto takes what is there.")]
+DemoEpochs = Annotated[int | None, Option("--epochs", metavar="N", help="Train so long.")]
+DemoQuick = Annotated[bool | None, Option("--quick", show_default=False, help="A short run, to see that everything works.")]

@@ -1,0 +1,58 @@
+"""Run a file on every executor and compare what they store, value by value."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from tosaic.artifact import EXECUTORS, Artifact, dequantize, quantize
+from tosaic.execute import vulkan
+from tosaic.execute.compare import difference
+from tosaic.execute.devices import devices
+from tosaic.report.facts import Check
+
+
+def prove(
+    artifact: Artifact, pictures: Mapping[str, np.ndarray], progress: Callable[[str, int], None]
+) -> tuple[dict[str, np.ndarray], tuple[Check, ...]]:
+    """Run pictures through an artifact with one input and one output.
+
+    Args:
+        pictures: name -> real values in the model's own layout.
+        progress: called with the executor and the number of its runs that are done.
+
+    Returns:
+        The simulator's outputs as real values, and one check for each executor.
+    """
+    [port_in], [port_out] = artifact.passport.inputs, artifact.passport.outputs
+    stored = {name: quantize(real, port_in, artifact.graph.inputs[0].dtype) for name, real in pictures.items()}
+    expected: dict[str, np.ndarray] = {}
+    checks = []
+    for executor in EXECUTORS:
+        if executor == "vulkan" and (reason := vulkan.available()) is not None:
+            checks.append(Check(executor, None, 0, reason, 0.0))
+            continue
+        begin, values, wrong = time.perf_counter(), 0, []
+        for done, (name, array) in enumerate(stored.items(), 1):
+            [found] = artifact.run([array], on=executor, float_io=False)
+            compared = difference(expected.setdefault(name, found), found)
+            values += compared.size
+            if not compared.agrees:
+                wrong.append(f"{name}: {compared.count:,} of {compared.size:,} values differ, by at most {compared.largest:g}")
+            progress(executor, done)
+        detail = "; ".join(wrong) or _what_it_is(executor)
+        checks.append(Check(executor, not wrong, values, detail, time.perf_counter() - begin))
+    return {name: dequantize(value, port_out) for name, value in expected.items()}, tuple(checks)
+
+
+def _what_it_is(executor: str) -> str:
+    if executor == "simulator":
+        return f"tosaic {importlib.metadata.version('tosaic')}; what the others are compared with"
+    if executor == "reference":
+        return f"Arm's TOSA reference model, tosa-tools {importlib.metadata.version('tosa-tools')}"
+    device = devices()[0]
+    layers = "" if device.native else f", Arm's emulation layers {importlib.metadata.version('ai-ml-emulation-layer-for-vulkan')}"
+    return f"{device}{layers}"

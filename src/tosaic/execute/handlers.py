@@ -1,0 +1,66 @@
+"""The table of the simulator: operator class -> handler, and what the handlers share.
+
+A handler takes a node once and returns its kernel, a function from the operand arrays to the result array. What is
+constant (weights, tables, multipliers) is prepared by the handler, so that the kernel only does the work of one run.
+Kernels never write to their operands; a result may be a view of an operand.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from tosaic.tosa.graph import Node
+from tosaic.tosa.ops import Op
+from tosaic.tosa.types import DType
+
+Kernel = Callable[..., np.ndarray]
+Handler = Callable[[Node], Kernel]
+
+HANDLERS: dict[type[Op], Handler] = {}
+
+
+def handles(*classes: type[Op]) -> Callable[[Handler], Handler]:
+    """Register the function below as the handler of these operators."""
+
+    def register(function: Handler) -> Handler:
+        for cls in classes:
+            HANDLERS[cls] = function
+        return function
+
+    return register
+
+
+def as_torch(x: np.ndarray) -> torch.Tensor:
+    """`x` as a tensor without a copy; bf16, which torch does not take from numpy, becomes f32."""
+    if x.dtype == DType.BF16.numpy:
+        x = x.astype(np.float32)
+    if any(s < 0 for s in x.strides):
+        x = np.ascontiguousarray(x)
+    if x.flags.writeable:
+        return torch.from_numpy(x)
+    with warnings.catch_warnings():  # torch warns that one could write to a constant; kernels never write
+        warnings.simplefilter("ignore")
+        return torch.from_numpy(x)
+
+
+def as_float(x: np.ndarray) -> torch.Tensor:
+    """`x` as an f32 tensor."""
+    return as_torch(x).to(torch.float32)
+
+
+def from_torch(t: torch.Tensor, dtype: DType) -> np.ndarray:
+    """`t` as an array of `dtype`; floats are rounded to nearest even."""
+    return t.numpy().astype(dtype.numpy, copy=False)
+
+
+def packed(x: np.ndarray) -> np.ndarray:
+    """`x` contiguous and writable: one array type, so that a numba kernel compiles once."""
+    if x.flags.c_contiguous and x.flags.writeable:
+        return x
+    if x.flags.c_contiguous or x.dtype == DType.BF16.numpy:
+        return x.copy(order="C")
+    return as_torch(x).contiguous().numpy()  # torch copies transposed arrays several times faster than numpy

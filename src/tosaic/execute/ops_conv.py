@@ -1,0 +1,278 @@
+"""Convolutions (specification section 2.2), exact in integers.
+
+A convolution makes its accumulators in blocks of rows [rows, OC], row = (n, y, x), small enough to stay in the cache
+while the bias is added and, where a RESCALE follows, the result is scaled (`Convolution.rescaled`). Accumulators come
+from one of three sources:
+
+- int8 products (`int8_gemm`), where this processor has exact ones; int16 inputs are split into two bytes;
+- f32 convolutions of torch: a float sum of integers is exact, in any order, as long as no partial sum leaves +-2^24;
+  input channels are split where the whole sum does, and f64 (+-2^53) is what remains;
+- a compiled loop for the depthwise one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from tosaic.execute import int8_gemm, kernels
+from tosaic.execute.handlers import Kernel, as_float, as_torch, from_torch, handles, packed
+from tosaic.execute.ops_layout import RowScale
+from tosaic.tosa import ops
+from tosaic.tosa.graph import Node
+from tosaic.tosa.types import DType
+
+EXACT_F32 = 1 << 24
+BLOCK = 1 << 18  # accumulators of a block
+
+Blocks = Iterator[tuple[int, torch.Tensor]]
+Pad = tuple[int, ...]
+
+
+class Convolution:
+    """Kernel of a convolution of integers; the subclasses make the accumulators."""
+
+    def __init__(self, node: Node) -> None:
+        self.node, self.op = node, node.op
+        weight, self.result = node.inputs[1], node.output
+        self.accumulator = torch.int32 if self.result.dtype is DType.INT32 else torch.int64
+        self.fixed = self.prepare(weight.data) if weight.is_const else None
+
+    def prepare(self, w: np.ndarray) -> Any:
+        """The weight as `blocks` wants it."""
+        raise NotImplementedError
+
+    def blocks(self, x: np.ndarray, weights: Any) -> Blocks:
+        """(first row, accumulators [rows, OC] without the offset) over all rows; a block may be overwritten by the next."""
+        raise NotImplementedError
+
+    def offset(self, weights: Any, b: np.ndarray) -> np.ndarray:
+        """What is to be added to each channel: int64 [OC]."""
+        return np.broadcast_to(b.astype(np.int64), self.result.shape[-1:])
+
+    def __call__(self, x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
+        weights = self.prepare(w) if self.fixed is None else self.fixed
+        offset = torch.from_numpy(np.ascontiguousarray(self.offset(weights, b))).to(self.accumulator)
+        out = np.empty(self.result.shape, self.result.dtype.numpy)
+        rows = torch.from_numpy(out.reshape(-1, out.shape[-1]))
+        for start, block in self.blocks(x, weights):
+            torch.add(block.to(self.accumulator), offset, out=rows[start : start + len(block)])
+        return out
+
+    def rescaled(self, node: Node) -> Kernel:
+        """Kernel of this convolution and the RESCALE behind it."""
+        scale = RowScale(node)
+
+        def kernel(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
+            weights = self.prepare(w) if self.fixed is None else self.fixed
+            offset = np.ascontiguousarray(self.offset(weights, b))
+            out = np.empty(self.result.shape, node.output.dtype.numpy)
+            rows = out.reshape(-1, out.shape[-1])
+            for start, block in self.blocks(x, weights):
+                scale(block.numpy(), offset, rows[start : start + len(block)])
+            return out
+
+        return kernel
+
+
+class _Int8(Convolution):
+    """CONV2D through int8 products."""
+
+    @staticmethod
+    def takes(node: Node) -> bool:
+        x, w = node.inputs[:2]
+        fits = isinstance(node.op, ops.Conv2d) and x.dtype.is_integer and node.op.weight_zp == 0
+        return fits and w.type.size // w.shape[0] <= int8_gemm.LONGEST and int8_gemm.is_exact()
+
+    def prepare(self, w: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+        matrix = np.ascontiguousarray(w).reshape(w.shape[0], -1)
+        return as_torch(matrix).t(), matrix.sum(1, dtype=np.int64)
+
+    def offset(self, weights: Any, b: np.ndarray) -> np.ndarray:
+        # sum (x - zp) w = sum x w - zp sum w, and an int16 is 256 * high + low + 128
+        extra = 128 if self.node.inputs[0].dtype is DType.INT16 else -self.op.input_zp
+        return b + extra * weights[1]
+
+    def blocks(self, x: np.ndarray, weights: Any) -> Blocks:
+        matrix = weights[0]
+        if x.dtype == np.int8:
+            yield from self._products(x, self.op.input_zp, matrix)
+            return
+        high, low = int8_gemm.split16(x)
+        both = zip(self._products(high, 0, matrix), self._products(low, -128, matrix), strict=True)
+        for (start, upper), (_, lower) in both:
+            yield start, upper.long().mul_(256).add_(lower)
+
+    def _products(self, x: np.ndarray, padding: int, matrix: torch.Tensor) -> Blocks:
+        """int32 [rows, OC]: windows of int8 x times the weights; `padding` stands around x."""
+        op, (k, oc) = self.op, matrix.shape
+        n, oh, ow, _ = self.result.shape
+        kernel = self.node.inputs[1].shape[1:3]
+        count = n * oh * ow
+        step = max(1, BLOCK // max(k, oc))
+        total = torch.empty((min(step, count), oc), dtype=torch.int32)
+        if kernel == (1, 1) and op.stride == (1, 1) and not any(op.pad):
+            rows = as_torch(x).reshape(-1, k)
+            for start in range(0, count, step):
+                part = rows[start : start + step]
+                yield start, torch._int_mm(part, matrix, out=total[: len(part)])
+            return
+        x = _surrounded(x, op.pad, padding)
+        windows = np.empty((min(step, count), k), np.int8)
+        for start in range(0, count, step):
+            part = windows[: min(step, count - start)]
+            kernels.im2col(x, kernel, op.stride, op.dilation, oh, ow, start, part)
+            yield start, torch._int_mm(torch.from_numpy(part), matrix, out=total[: len(part)])
+
+
+def _surrounded(x: np.ndarray, pad: Pad, value: int) -> np.ndarray:
+    """x [N,H,W,C] with `value` around it, packed."""
+    if not any(pad):
+        return packed(x)
+    n, h, w, c = x.shape
+    out = np.full((n, h + pad[0] + pad[1], w + pad[2] + pad[3], c), value, x.dtype)
+    out[:, pad[0] : pad[0] + h, pad[2] : pad[2] + w] = x
+    return out
+
+
+class _Depthwise(Convolution):
+    """DEPTHWISE_CONV2D of integers, in the accumulator's type."""
+
+    def prepare(self, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        wide = self.result.dtype.numpy
+        exact = (w.astype(wide) - wide.type(self.op.weight_zp)).reshape(*w.shape[:2], -1)
+        return exact, exact.sum((0, 1), dtype=np.int64)
+
+    def offset(self, weights: Any, b: np.ndarray) -> np.ndarray:
+        return b - self.op.input_zp * weights[1]
+
+    def blocks(self, x: np.ndarray, weights: Any) -> Blocks:
+        op = self.op
+        n, oh, ow, channels = self.result.shape
+        if channels != x.shape[-1]:
+            x = np.repeat(x, channels // x.shape[-1], axis=3)
+        x = _surrounded(x, op.pad, op.input_zp)
+        function = kernels.depthwise3x3 if weights[0].shape[:2] == (3, 3) else kernels.depthwise
+        step = max(1, BLOCK // (ow * channels))
+        acc = np.empty((min(step, n * oh), ow, channels), self.result.dtype.numpy)
+        for start in range(0, n * oh, step):
+            part = acc[: min(step, n * oh - start)]
+            function(x, weights[0], op.stride, op.dilation, oh, start, part)
+            yield start * ow, torch.from_numpy(part).view(-1, channels)
+
+
+def _groups(w: np.ndarray, low: int, high: int) -> list[int]:
+    """Borders of groups of input channels whose partial sums all fit f32.
+
+    Args:
+        w: int64 [OC, K, IC] without its zero point.
+        low, high: of the input without its zero point.
+
+    Returns:
+        [0, ..., IC], or [] when a single channel is too much.
+    """
+    up, down = np.clip(w, 0, None).sum(1), np.clip(-w, 0, None).sum(1)  # [OC, IC]
+    up, down = high * up - low * down, high * down - low * up  # largest sum of positive and of negative products
+    if max(up.max(initial=0), down.max(initial=0)) > EXACT_F32:
+        return []
+    borders, ic = [0], w.shape[2]
+    up, down = np.cumsum(up, axis=1), np.cumsum(down, axis=1)
+    while borders[-1] < ic:
+        start = borders[-1]
+        past_up, past_down = (up[:, start - 1], down[:, start - 1]) if start else (0, 0)
+        fits = np.maximum((up.T - past_up).max(1), (down.T - past_down).max(1)) <= EXACT_F32
+        borders.append(int(np.searchsorted(~fits, True)))
+    return borders
+
+
+class _Float(Convolution):
+    """Any convolution of integers through the float one that `_torch` gives."""
+
+    def prepare(self, w: np.ndarray) -> tuple[torch.dtype, list[tuple[int, int, torch.Tensor]]]:
+        arrange = _torch(self.op)[1]
+        dtype = self.node.inputs[0].dtype
+        exact = w.astype(np.int64) - self.op.weight_zp
+        borders = _groups(exact.reshape(w.shape[0], -1, w.shape[-1]), dtype.min - self.op.input_zp, dtype.max - self.op.input_zp)
+        wide = torch.float32 if borders else torch.float64
+        whole = torch.from_numpy(exact).to(wide).movedim(-1, 1)
+        return wide, [(a, b, arrange(whole[:, a:b])) for a, b in pairwise(borders or [0, w.shape[-1]])]
+
+    def blocks(self, x: np.ndarray, weights: Any) -> Blocks:
+        convolve, _, pad = _torch(self.op)
+        wide, parts = weights
+        values = as_torch(x).to(wide)
+        if self.op.input_zp:
+            values = values - self.op.input_zp
+        values = _padded(values.movedim(-1, 1), pad)
+        sums = (convolve(values[:, a:b], w) for a, b, w in parts)
+        total = next(sums)
+        if len(parts) > 1 or wide is torch.float64:
+            total = total.to(self.accumulator)
+        for part in sums:
+            total += part.to(self.accumulator)
+        yield 0, _finished(total, self.op).reshape(-1, self.result.shape[-1])
+
+
+def _torch(op: ops.Op) -> tuple[Callable[..., torch.Tensor], Callable[[torch.Tensor], torch.Tensor], Pad]:
+    """torch's convolution (x [N,IC,*], weight) -> [N,OC,*] without bias, what brings a weight [OC,IC,*] into its order, and
+    the padding that has to be done before it."""
+    if isinstance(op, ops.TransposeConv2d):
+        return lambda x, w: F.conv_transpose2d(x, w, None, op.stride), lambda w: w.transpose(0, 1).contiguous(), ()
+    flat = isinstance(op, ops.Conv2d)
+    function = F.conv2d if flat else F.conv3d
+    even = op.pad[::2] == op.pad[1::2]  # torch pads evenly at no cost
+    inside, outside = (op.pad[::2], ()) if even else (0, op.pad)
+    layout = torch.channels_last if flat else torch.channels_last_3d
+    return lambda x, w: function(x, w, None, op.stride, inside, op.dilation), lambda w: w.contiguous(memory_format=layout), outside
+
+
+def _padded(x: torch.Tensor, pad: Pad) -> torch.Tensor:
+    """x [N,C,*spatial] with zeros around it; `pad` is (before, after) for each spatial dimension."""
+    if not any(pad):
+        return x
+    return F.pad(x, [p for i in reversed(range(len(pad) // 2)) for p in pad[2 * i : 2 * i + 2]])
+
+
+def _finished(total: torch.Tensor, op: ops.Op) -> torch.Tensor:
+    """[N,*spatial,OC] of [N,OC,*spatial]; TRANSPOSE_CONV2D's out_pad adds zeros around the full result, or crops it."""
+    if isinstance(op, ops.TransposeConv2d) and any(op.pad):
+        total = F.pad(total, (op.pad[2], op.pad[3], op.pad[0], op.pad[1]))
+    return total.movedim(1, -1).contiguous()
+
+
+@handles(ops.Conv2d, ops.Conv3d, ops.TransposeConv2d)
+def conv(node: Node) -> Kernel:
+    if node.inputs[0].dtype.is_integer:
+        return _Int8(node) if _Int8.takes(node) else _Float(node)
+    convolve, arrange, pad = _torch(node.op)
+    return _of_floats(node, convolve, lambda w: arrange(w.movedim(-1, 1)), pad)
+
+
+@handles(ops.DepthwiseConv2d)
+def depthwise(node: Node) -> Kernel:
+    if node.inputs[0].dtype.is_integer:
+        return _Depthwise(node)
+    op, channels = node.op, node.inputs[0].shape[-1]
+
+    def arrange(w: torch.Tensor) -> torch.Tensor:  # [KH,KW,C,M] -> [C*M,1,KH,KW]
+        return w.permute(2, 3, 0, 1).reshape(-1, 1, *w.shape[:2]).contiguous(memory_format=torch.channels_last)
+
+    return _of_floats(node, lambda x, w: F.conv2d(x, w, None, op.stride, 0, op.dilation, channels), arrange, op.pad)
+
+
+def _of_floats(node: Node, convolve: Callable[..., torch.Tensor], arrange: Callable[[torch.Tensor], torch.Tensor], pad: Pad) -> Kernel:
+    """Kernel of a convolution of floats, accumulated in f32."""
+    weight, result = node.inputs[1], node.output
+    fixed = arrange(as_float(weight.data)) if weight.data is not None else None
+
+    def kernel(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
+        values = _padded(as_float(x).movedim(-1, 1), pad)
+        total = _finished(convolve(values, arrange(as_float(w)) if fixed is None else fixed), node.op)
+        return from_torch(total.add_(as_float(b)), result.dtype)
+
+    return kernel

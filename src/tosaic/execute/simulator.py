@@ -1,0 +1,162 @@
+"""The simulator: runs a graph by the TOSA 1.0 specification, bit for bit in integers, at the speed of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from tosaic.errors import ExecuteError, InputError
+from tosaic.execute import ops_conv, ops_elementwise, ops_layout, ops_matmul, ops_pool  # noqa: F401  they fill HANDLERS
+from tosaic.execute.handlers import HANDLERS, Kernel
+from tosaic.tosa import ops
+from tosaic.tosa.graph import Graph, Node, Value
+
+Watch = Callable[[Value, np.ndarray], None]
+_Prepared = tuple[Node, Kernel, tuple[Value, ...]]
+
+
+@dataclass
+class _Step:
+    """One node: its kernel, the slots of its operands and result, and the slots that no later step reads."""
+
+    node: Node
+    kernel: Kernel
+    operands: tuple[int, ...]
+    result: int
+    dead: tuple[int, ...]
+
+
+class Simulator:
+    """A graph made ready to run; whatever depends on constants alone is computed here, once.
+
+    Raises:
+        ExecuteError: the graph has an operator that the simulator does not know.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        values = dict.fromkeys((*graph.inputs, *graph.constants(), *(n.output for n in graph.nodes)))
+        self._slots = {value: i for i, value in enumerate(values)}
+        kernels = [(node, _kernel(node), node.inputs) for node in graph.nodes]
+        self._each = self._steps(kernels)
+        self._fused = self._steps(_fuse(graph, kernels))
+
+    def _steps(self, kernels: list[_Prepared]) -> list[_Step]:
+        """The steps that run these kernels, with the places where values die."""
+        kept = {*self.graph.outputs, *self.graph.constants()}
+        last = {value: i for i, (_, _, operands) in enumerate(kernels) for value in operands}
+        steps = []
+        for i, (node, kernel, operands) in enumerate(kernels):
+            over = {v for v in (*operands, node.output) if last.get(v, i) == i} - kept
+            slots = tuple(self._slots[v] for v in operands)
+            steps.append(_Step(node, kernel, slots, self._slots[node.output], tuple(self._slots[v] for v in over)))
+        return steps
+
+    def run(self, inputs: Sequence[np.ndarray], *, watch: Watch | None = None) -> list[np.ndarray]:
+        """Run the graph.
+
+        Args:
+            inputs: one array for each graph input, with the type `value.dtype.numpy` and the shape of the value.
+            watch: called with each node's output and its array, in order; the array must not be written to.
+
+        Returns:
+            One array for each graph output; none shares memory with the inputs or with constants.
+
+        Raises:
+            InputError: an input is missing, or has another type or shape.
+            ExecuteError: data made an operator impossible (an index outside of its tensor).
+        """
+        arrays: list[np.ndarray | None] = [None] * len(self._slots)
+        for value, array in zip(self.graph.inputs, self._checked(inputs), strict=True):
+            arrays[self._slots[value]] = array
+        for value in self.graph.constants():
+            arrays[self._slots[value]] = value.data
+        with _full_precision(), torch.inference_mode(), np.errstate(all="ignore"):
+            for step in self._fused if watch is None else self._each:
+                result = np.asarray(step.kernel(*[arrays[i] for i in step.operands]))
+                _check(step.node, result)
+                if watch is not None:
+                    watch(step.node.output, result)
+                arrays[step.result] = result
+                del result
+                for i in step.dead:
+                    arrays[i] = None
+        held = [*inputs, *(v.data for v in self.graph.constants())]
+        return [_own(arrays[self._slots[v]], held) for v in self.graph.outputs]
+
+    def _checked(self, inputs: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+        expected = self.graph.inputs
+        if len(inputs) != len(expected):
+            names = ", ".join(repr(v) for v in expected)
+            raise InputError(f"{self.graph.name} takes {len(expected)} inputs ({names}), found {len(inputs)}")
+        for value, array in zip(expected, inputs, strict=True):
+            array = np.asarray(array)
+            if array.dtype != value.dtype.numpy or array.shape != value.shape:
+                found = f"{array.dtype}{list(array.shape)}"
+                raise InputError(f"input %{value.name}: expected {value.dtype.numpy}{list(value.shape)}, found {found}")
+            yield array
+
+
+def evaluate(graph: Graph, inputs: Sequence[np.ndarray], *, watch: Watch | None = None) -> list[np.ndarray]:
+    """Run `graph` once; `Simulator` is for many runs. See `Simulator.run`."""
+    return Simulator(graph).run(inputs, watch=watch)
+
+
+def _kernel(node: Node) -> Kernel:
+    if type(node.op) not in HANDLERS:
+        raise ExecuteError(f"the simulator has no {node.op.NAME}")
+    return HANDLERS[type(node.op)](node)
+
+
+def _fuse(graph: Graph, kernels: list[_Prepared]) -> list[_Prepared]:
+    """Join each convolution of integers with the RESCALE that alone reads it: its accumulators are then never stored."""
+    users = graph.users()
+    makers: dict[Value, _Prepared] = {}
+    for node, kernel, operands in kernels:
+        only = users.get(node.output, [])
+        if (
+            isinstance(kernel, ops_conv.Convolution)
+            and len(only) == 1
+            and type(only[0].op) is ops.Rescale
+            and node.output not in graph.outputs
+        ):
+            makers[node.output] = node, kernel, operands
+    fused = []
+    for node, kernel, operands in kernels:
+        if node.output in makers:
+            continue
+        if type(node.op) is ops.Rescale and operands[0] in makers:
+            _, convolution, operands = makers[operands[0]]
+            kernel = convolution.rescaled(node)
+        fused.append((node, kernel, operands))
+    return fused
+
+
+def _check(node: Node, result: np.ndarray) -> None:
+    want = node.output
+    if result.shape != want.shape or result.dtype != want.dtype.numpy:
+        raise ExecuteError(f"{node.op.NAME}: the simulator made {result.dtype}{list(result.shape)} of {want!r}")
+
+
+def _own(array: np.ndarray | None, held: Sequence[np.ndarray]) -> np.ndarray:
+    assert array is not None
+    shared = any(np.may_share_memory(array, other) for other in held)
+    return array.copy() if shared else np.ascontiguousarray(array).reshape(array.shape)
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """f32 products of f32 graphs in f32, also where the process lets torch round them to bf16 (8-bit integers fit that)."""
+    precision = torch.get_float32_matmul_precision()
+    if precision == "highest":
+        yield
+        return
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)

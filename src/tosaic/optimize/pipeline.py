@@ -1,0 +1,54 @@
+"""The passes in their order, and `optimize`, which runs them until nothing changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tosaic.optimize import movement, rescale, table, windows
+from tosaic.optimize.layout import choose_layouts
+from tosaic.optimize.rewrite import Evaluate, rewrite
+from tosaic.optimize.simplify import fold_constants, merge_constants
+from tosaic.tosa.graph import Graph
+
+RULES = (*movement.RULES, *rescale.RULES, *table.RULES, *windows.RULES)
+
+Pass = Callable[[Graph, Evaluate], Graph]
+
+
+def simplify(graph: Graph, evaluate: Evaluate) -> Graph:
+    """All local rules, common subexpressions and dead code in one sweep."""
+    return rewrite(graph, RULES, evaluate)
+
+
+def one_constant(graph: Graph, evaluate: Evaluate) -> Graph:
+    """See `simplify.merge_constants`."""
+    return merge_constants(graph)
+
+
+def layouts(graph: Graph, evaluate: Evaluate) -> Graph:
+    """See `layout.choose_layouts`."""
+    return choose_layouts(graph)
+
+
+PASSES: tuple[Pass, ...] = (
+    fold_constants,  # first: what is constant has any layout, any shape and known bounds
+    one_constant,  # before common subexpressions are sought, which compare operands by identity
+    simplify,  # before layouts, so that pairs that cancel and TRANSPOSEs that are a RESHAPE do not count there
+    layouts,  # brings operators together that a TRANSPOSE stood between; the next round of `simplify` joins them
+)
+ROUNDS = 10
+
+
+def optimize(graph: Graph, evaluate: Evaluate) -> Graph:
+    """The graph, computing the same bits with less work.
+
+    Args:
+        evaluate: runs a graph on given inputs (the simulator); it computes constants.
+    """
+    for _ in range(ROUNDS):
+        before = graph
+        for step in PASSES:
+            graph = step(graph, evaluate)
+        if graph is before:
+            break
+    return graph

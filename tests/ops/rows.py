@@ -1,0 +1,119 @@
+"""What a row of the operator table is, and how rows are run together.
+
+Rows of one family become one model with an input and an output for each row: capturing and quantizing has a fixed price
+of half a second, whatever the size of the model, and no row sees another's values.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+ALL = ("8a8w", "16a8w", "fp32")
+DECIBELS = {"8a8w": 30.0, "16a8w": 72.0}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case.
+
+    Attributes:
+        op: the aten operator that it is about; the captured graph must contain it.
+        make: gives the module; called with a fixed seed.
+        shapes: of the inputs.
+        span: range of the (uniform) input values.
+        precisions: where it runs; the reason for a missing one stands beside it in the table.
+        lsb: how far the artifact may be from the fake-quantized module, in steps of its output.
+        equal: share of the output that must be exactly what the fake-quantized module says. Below 0.95 where exact ties
+            are usual: RESCALE rounds them up, PyTorch to even.
+        decibels: lowest SQNR against the float module, beside the `DECIBELS` of a precision.
+    """
+
+    name: str
+    op: torch._ops.OpOverload
+    make: Callable[[], nn.Module]
+    shapes: tuple[tuple[int, ...], ...]
+    span: tuple[float, float] = (-2.0, 3.0)
+    precisions: tuple[str, ...] = ALL
+    lsb: int = 1
+    equal: float = 0.95
+    decibels: tuple[tuple[str, float], ...] = ()
+
+    def least_decibels(self, precision: str) -> float:
+        return dict(self.decibels).get(precision, DECIBELS[precision])
+
+    def inputs(self, sample: int) -> list[Tensor]:
+        """Values of one sample: full range in the first, so that calibration sees it."""
+        generator = torch.Generator().manual_seed(zlib.crc32(self.name.encode()) + sample)
+        low, high = self.span
+        tensors = [torch.rand(shape, generator=generator) * (high - low) + low for shape in self.shapes]
+        for tensor in tensors:
+            if sample == 0 and tensor.numel() > 1:
+                tensor.view(-1)[0], tensor.view(-1)[-1] = low, high
+        return tensors
+
+
+class Function(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.function(*inputs)
+
+
+def layer(name: str, op: torch._ops.OpOverload, make: Callable[[], nn.Module], *shapes: tuple[int, ...], **options: Any) -> Row:
+    """A row about a module."""
+    return Row(name, op, make, shapes, **options)
+
+
+def function(name: str, op: torch._ops.OpOverload, run: Callable[..., Any], *shapes: tuple[int, ...], **options: Any) -> Row:
+    """A row about a function of tensors."""
+    return Row(name, op, lambda: Function(run), shapes, **options)
+
+
+class Family(nn.Module):
+    """Rows side by side; outputs are named after them (`split_0`, `split_1`, ... where a row has several)."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        super().__init__()
+        self.rows, self.cases = list(rows), nn.ModuleDict()
+        with torch.random.fork_rng():
+            for row in rows:
+                torch.manual_seed(zlib.crc32(row.name.encode()))
+                self.cases[row.name] = settled(row.make())
+        self.eval()
+
+    def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
+        left, results = list(inputs), {}
+        for row in self.rows:
+            own = [left.pop(0) for _ in row.shapes]
+            result = self.cases[row.name](*own)
+            parts = result if isinstance(result, list | tuple) else [result]
+            results |= {row.name if len(parts) == 1 else f"{row.name}_{i}": part for i, part in enumerate(parts)}
+        return results
+
+    def inputs(self, sample: int) -> tuple[Tensor, ...]:
+        return tuple(tensor for row in self.rows for tensor in row.inputs(sample))
+
+    def row_of(self, output: str) -> Row:
+        """The row that an output belongs to."""
+        return next(row for row in self.rows if output == row.name or (output.startswith(row.name) and output[len(row.name) :][1:].isdigit()))
+
+
+def settled(module: nn.Module) -> nn.Module:
+    """Batch norms with statistics as training leaves them, not the initial zeros and ones."""
+    for child in module.modules():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            child.running_mean.normal_()
+            child.running_var.uniform_(0.5, 2.0)
+            child.weight.data.uniform_(-1.5, 1.5)
+            child.bias.data.normal_()
+    return module

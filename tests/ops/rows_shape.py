@@ -1,0 +1,195 @@
+"""Rows: data movement, pools, means, interpolation, softmax, argmax."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from ops.rows import Row, function, layer
+from torch import Tensor, nn
+
+aten = torch.ops.aten
+CAT, SLICE, SPLIT, PAD = aten.cat.default, aten.slice.Tensor, aten.split_with_sizes.default, aten.constant_pad_nd.default
+MAX, AVG, ADAPTIVE, MEAN = aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.mean.dim
+NEAREST, BILINEAR = aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec
+PICTURE = (1, 4, 6, 8)
+
+
+class CatConstant(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("constant", torch.rand(1, 2, 6, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, self.constant], 1)
+
+
+class Concatenated(nn.Module):
+    """Two branches of different range."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 3, 3, padding=1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([torch.relu(self.a(x)), self.b(x) * 3], 1)
+
+
+MOVEMENT = (
+    function("cat", CAT, lambda a, b: torch.cat([a, b], 1), PICTURE, (1, 3, 6, 8)),
+    function("cat_scales", CAT, lambda a, b: torch.cat([a, b * 5, a], -1), PICTURE, PICTURE),
+    layer("cat_constant", CAT, CatConstant, PICTURE),
+    layer("cat_branches", CAT, Concatenated, PICTURE),
+    function("cat_rank_1", CAT, lambda a, b: torch.cat([a, b]), (20,), (30,)),
+    function("stack", aten.unsqueeze.default, lambda a, b: torch.stack([a, b], -1), (2, 3, 4), (2, 3, 4)),
+    function("split", SPLIT, lambda a: torch.split(a, 3, dim=-1), PICTURE),
+    function("split_sizes", SPLIT, lambda a: torch.split(a, [1, 3], dim=1), PICTURE),
+    function("chunk", SPLIT, lambda a: torch.chunk(a, 2, 1), PICTURE),
+    function("split_relu", SPLIT, lambda a: [torch.relu(p) for p in torch.chunk(a, 2, 1)], PICTURE),
+    function("slice", SLICE, lambda a: a[:, 1:3, 2:], PICTURE),
+    function("slice_steps", SLICE, lambda a: a[:, :, ::2, 1::3], PICTURE),
+    function("slice_negative", SLICE, lambda a: a[..., -5:-1], PICTURE),
+    function("slice_past_end", SLICE, lambda a: a[:, 2:100], PICTURE),
+    function("slice_rank_1", SLICE, lambda a: a[5:45:4], (50,)),
+    function("slice_rank_5", SLICE, lambda a: a[:, :, ::2], (1, 2, 3, 4, 5)),
+    function("select", aten.select.int, lambda a: a[:, 2], PICTURE),
+    function("select_negative", aten.select.int, lambda a: a[..., -1], PICTURE),
+    function("pad", PAD, lambda a: F.pad(a, (1, 2, 0, 3)), PICTURE),
+    function("pad_value", PAD, lambda a: F.pad(a, (1, 0), value=0.75), PICTURE),
+    function("pad_value_outside", PAD, lambda a: F.pad(a, (1, 0), value=9.0), PICTURE),
+    function("pad_negative", PAD, lambda a: F.pad(a, (-1, 2, 1, -2)), PICTURE),
+    function("pad_channels", PAD, lambda a: F.pad(a, (0, 0, 0, 0, 1, 2)), PICTURE),
+    function("pad_3d", PAD, lambda a: F.pad(a, (2, 1)), (2, 3, 9)),
+    layer("pad_of_conv", PAD, lambda: nn.Sequential(nn.Conv2d(4, 3, 1), nn.ConstantPad2d(1, 0.5)), PICTURE),
+    layer("pixel_shuffle", aten.pixel_shuffle.default, lambda: nn.PixelShuffle(2), (2, 8, 3, 5)),
+    layer("pixel_unshuffle", aten.pixel_unshuffle.default, lambda: nn.PixelUnshuffle(3), (2, 2, 6, 9)),
+    layer("pixel_shuffle_unbatched", aten.pixel_shuffle.default, lambda: nn.PixelShuffle(3), (9, 3, 5)),
+    layer("conv_pixel_shuffle", aten.pixel_shuffle.default, lambda: nn.Sequential(nn.Conv2d(4, 8, 1), nn.PixelShuffle(2)), PICTURE),
+    layer("channel_shuffle", aten._unsafe_view.default, lambda: nn.ChannelShuffle(2), PICTURE),
+    function("view", aten.view.default, lambda a: a.view(2, -1), PICTURE),
+    function("reshape", aten.view.default, lambda a: a.transpose(1, 3).reshape(8, 24), PICTURE),
+    layer("flatten", aten.view.default, nn.Flatten, PICTURE),
+    layer("conv_flatten_linear", aten.view.default, lambda: nn.Sequential(nn.Conv2d(4, 2, 3), nn.Flatten(), nn.Linear(48, 5)), PICTURE),
+    function("permute", aten.permute.default, lambda a: a.permute(0, 2, -1, 1), PICTURE),
+    function("permute_rank_5", aten.permute.default, lambda a: a.permute(4, 0, 3, 1, 2), (1, 2, 3, 4, 5)),
+    layer("conv_permute", aten.permute.default, lambda: nn.Sequential(nn.Conv2d(4, 3, 1), Permuted(0, 2, 3, 1), nn.Linear(3, 2)), PICTURE),
+    function("transpose", aten.transpose.int, lambda a: a.transpose(-1, 1), PICTURE),
+    function("squeeze", aten.squeeze.dims, torch.squeeze, (1, 4, 1, 8)),
+    function("squeeze_dim", aten.squeeze.dim, lambda a: a.squeeze(-2), (1, 4, 1, 8)),
+    function("unsqueeze", aten.unsqueeze.default, lambda a: a.unsqueeze(-1).unsqueeze(0), (3, 4)),
+    function("expand", aten.expand.default, lambda a: a.expand(2, 4, -1), (4, 5)),
+    function("expand_channels", aten.expand.default, lambda a: a.expand(-1, 3, -1, -1), (1, 1, 4, 5)),
+    function("repeat", aten.repeat.default, lambda a: a.repeat(2, 1, 3), (4, 5)),
+)
+
+
+class Permuted(nn.Module):
+    def __init__(self, *dims: int) -> None:
+        super().__init__()
+        self.dims = dims
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(self.dims)
+
+
+POOLS = (
+    layer("max_pool", MAX, lambda: nn.MaxPool2d(2), (2, 4, 6, 8)),
+    layer("max_pool_padding", MAX, lambda: nn.MaxPool2d(3, stride=2, padding=1), (1, 4, 7, 8)),
+    layer("max_pool_ceil", MAX, lambda: nn.MaxPool2d((2, 3), stride=(2, 3), ceil_mode=True), (1, 4, 7, 7)),
+    layer("max_pool_ceil_padding", MAX, lambda: nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True), (1, 4, 6, 8)),
+    layer("max_pool_unbatched", MAX, lambda: nn.MaxPool2d(2), (4, 6, 8)),
+    layer("max_pool_1d", aten.max_pool1d.default, lambda: nn.MaxPool1d(3, stride=2, padding=1, ceil_mode=True), (2, 4, 10)),
+    layer("conv_max_pool", MAX, lambda: nn.Sequential(nn.Conv2d(4, 3, 3), nn.ReLU(), nn.MaxPool2d(2)), PICTURE),
+    layer("avg_pool", AVG, lambda: nn.AvgPool2d(2), (2, 4, 6, 8)),
+    layer("avg_pool_counted", AVG, lambda: nn.AvgPool2d(3, stride=2, padding=1), (1, 4, 7, 8)),
+    layer("avg_pool_not_counted", AVG, lambda: nn.AvgPool2d(3, stride=2, padding=1, count_include_pad=False), (1, 4, 7, 8)),
+    layer("avg_pool_ceil", AVG, lambda: nn.AvgPool2d((2, 3), stride=(2, 3), ceil_mode=True), (1, 4, 7, 7)),
+    layer("avg_pool_ceil_counted", AVG, lambda: nn.AvgPool2d(3, stride=2, padding=1, ceil_mode=True), (1, 4, 6, 8)),
+    layer("avg_pool_divisor", AVG, lambda: nn.AvgPool2d(2, divisor_override=3), PICTURE),
+    layer("avg_pool_divisor_padding", AVG, lambda: nn.AvgPool2d(3, 2, 1, ceil_mode=True, divisor_override=7), PICTURE),
+    layer("avg_pool_unbatched", AVG, lambda: nn.AvgPool2d(2), (4, 6, 8)),
+    layer("avg_pool_1d", AVG, lambda: nn.AvgPool1d(3, stride=2, padding=1), (2, 4, 10)),
+    layer("adaptive_one", ADAPTIVE, lambda: nn.AdaptiveAvgPool2d(1), (2, 24, 7, 8)),
+    layer("adaptive_dividing", ADAPTIVE, lambda: nn.AdaptiveAvgPool2d((3, 4)), (1, 4, 6, 8)),
+    layer("adaptive_uneven", ADAPTIVE, lambda: nn.AdaptiveAvgPool2d((4, 3)), (1, 4, 6, 8)),
+    layer("adaptive_larger", ADAPTIVE, lambda: nn.AdaptiveAvgPool2d((5, 7)), (1, 4, 3, 4)),
+    layer("adaptive_one_axis", ADAPTIVE, lambda: nn.AdaptiveAvgPool2d((None, 1)), (1, 4, 6, 8)),
+    layer("adaptive_unbatched", ADAPTIVE, lambda: nn.AdaptiveAvgPool2d((3, 3)), (4, 6, 8)),
+    layer("adaptive_1d", ADAPTIVE, lambda: nn.AdaptiveAvgPool1d(4), (2, 3, 10)),
+    layer("adaptive_1d_one", ADAPTIVE, lambda: nn.AdaptiveAvgPool1d(1), (2, 24, 10)),
+    function("adaptive_raw", aten._adaptive_avg_pool2d.default, lambda a: aten._adaptive_avg_pool2d(a, [2, 2]), PICTURE),
+    function("mean", MEAN, lambda a: a.mean((2, 3)), (2, 24, 6, 8)),
+    function("mean_keepdim", MEAN, lambda a: a.mean(1, keepdim=True), PICTURE),
+    function("mean_some", MEAN, lambda a: a.mean((0, -1)), (2, 3, 4, 5)),
+    function("mean_all", aten.mean.default, torch.mean, PICTURE, span=(0.0, 1.0)),
+    function("mean_relu", MEAN, lambda a: torch.relu(a.mean(2)), PICTURE),
+    function("sum", aten.sum.dim_IntList, lambda a: a.sum((1, 2)), PICTURE),
+    function("sum_keepdim", aten.sum.dim_IntList, lambda a: a.sum(-1, keepdim=True), (1, 2, 3, 4, 5)),
+)
+
+
+def resized(name: str, op: torch._ops.OpOverload, shape: tuple[int, ...] = PICTURE, **options: object) -> Row:
+    return function(name, op, lambda a: F.interpolate(a, **options), shape)  # type: ignore[arg-type]
+
+
+class NearestWide(nn.Module):
+    """Interpolation of a value that arithmetic reads."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__()
+        self.conv, self.last, self.options = nn.Conv2d(4, 3, 1), nn.Conv2d(3, 2, 1), options
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.interpolate(self.conv(x), **self.options) + 0.25)  # type: ignore[arg-type]
+
+
+RESIZES = (
+    resized("nearest_2", NEAREST, (2, 3, 4, 5), scale_factor=2),
+    resized("nearest_3", NEAREST, scale_factor=3),
+    resized("nearest_3_by_2", NEAREST, scale_factor=1.5),
+    resized("nearest_4_by_3", NEAREST, size=(8, 11)),
+    resized("nearest_half", NEAREST, scale_factor=0.5),
+    resized("nearest_mixed", NEAREST, scale_factor=(0.7, 2.3)),
+    resized("nearest_1d", aten.upsample_nearest1d.vec, (2, 3, 7), scale_factor=2),
+    layer("nearest_wide", NEAREST, lambda: NearestWide(scale_factor=2), PICTURE),
+    layer("nearest_wide_uneven", NEAREST, lambda: NearestWide(size=(9, 5)), PICTURE),
+    *(
+        resized(f"bilinear_{name}{'_corners' if corners else ''}", BILINEAR, mode="bilinear", align_corners=corners, **options)
+        for corners in (False, True)
+        for name, options in {
+            "2": {"scale_factor": 2},
+            "3": {"scale_factor": (3, 1)},
+            "3_by_2": {"scale_factor": 1.5},
+            "4_by_3": {"size": (8, 10)},
+            "5_by_4": {"size": (7, 10)},
+            "half": {"scale_factor": 0.5},
+            "2_by_3": {"size": (4, 5)},
+        }.items()
+    ),
+    resized("bilinear_to_one", BILINEAR, mode="bilinear", align_corners=True, size=(1, 5)),
+    resized("bilinear_from_one", BILINEAR, (1, 3, 1, 6), mode="bilinear", align_corners=True, size=(4, 6)),
+    resized("bilinear_recomputed", BILINEAR, mode="bilinear", scale_factor=1.4, recompute_scale_factor=True),
+    resized("linear_1d", aten.upsample_linear1d.vec, (2, 3, 7), mode="linear", scale_factor=2),
+    resized("linear_1d_corners", aten.upsample_linear1d.vec, (2, 3, 7), mode="linear", size=10, align_corners=True),
+    layer("conv_bilinear", BILINEAR, lambda: nn.Sequential(nn.Conv2d(4, 3, 3), nn.UpsamplingBilinear2d(scale_factor=2)), PICTURE),
+)
+
+SOFTMAX, ARGMAX = aten._softmax.default, aten.argmax.default
+CHOICES = (
+    function("softmax", SOFTMAX, lambda a: a.softmax(-1), (6, 10), span=(-4.0, 4.0)),
+    function("softmax_channels", SOFTMAX, lambda a: a.softmax(1), (2, 5, 3, 4), span=(-4.0, 4.0)),
+    function("softmax_long", SOFTMAX, lambda a: a.softmax(-1), (2, 1500), span=(-4.0, 8.0)),
+    function("softmax_rank_1", SOFTMAX, lambda a: a.softmax(0), (20,), span=(-4.0, 4.0)),
+    function("softmax_rank_5", SOFTMAX, lambda a: a.softmax(2), (1, 2, 6, 2, 3), span=(-4.0, 4.0)),
+    function("softmax_peaked", SOFTMAX, lambda a: a.softmax(-1), (12, 10), span=(-40.0, 40.0)),
+    layer("linear_softmax", SOFTMAX, lambda: nn.Sequential(nn.Linear(8, 10), nn.Softmax(-1)), (6, 8), span=(-4.0, 4.0)),
+    function("softmin", SOFTMAX, lambda a: F.softmin(a, 1), (6, 10), span=(-4.0, 4.0)),
+    function("argmax", ARGMAX, lambda a: a.argmax(1), PICTURE),
+    function("argmax_keepdim", ARGMAX, lambda a: a.argmax(-2, keepdim=True), PICTURE),
+    function("argmax_all", ARGMAX, torch.argmax, (5, 7)),
+    layer("linear_argmax", ARGMAX, lambda: nn.Sequential(nn.Linear(8, 10), Argmax()), (6, 8)),
+)
+
+
+class Argmax(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.argmax(-1)

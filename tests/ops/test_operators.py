@@ -1,0 +1,138 @@
+"""Each row of the table through the public API, at each of its precisions: against the oracle, PyTorch and the specification."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import pytest
+import torch
+from ops.rows import ALL, Family, Row
+from ops.table import FAMILIES
+
+import tosaic
+from tosaic.artifact import Artifact
+from tosaic.lower.registry import LOWERINGS
+from tosaic.quantization.ptq import Quantized
+from tosaic.quantization.rules import RULES
+from tosaic.tosa.graph import Graph, verify
+from tosaic.tosa.spec import Spec
+
+Run = Callable[[Graph, Sequence[np.ndarray]], list[np.ndarray]]
+SPECS = {"8a8w": "TOSA-1.0+INT", "16a8w": "TOSA-1.0+INT+int16", "fp32": "TOSA-1.0+FP"}
+CALIBRATION = 3
+CASES = [(family, precision) for family in FAMILIES for precision in ALL]
+# lowered in float, without a quantization rule, and why
+FLOAT_ONLY: dict[str, str] = {}
+
+
+@functools.cache
+def program(family: str, precision: str) -> tuple[Family, torch.export.ExportedProgram]:
+    """The rows of a family that run at a precision, captured."""
+    model = Family([row for row in FAMILIES[family] if precision in row.precisions])
+    return model, torch.export.export(model, model.inputs(0))
+
+
+def build(family: str, precision: str) -> tuple[Family, Artifact, Quantized | None]:
+    model, exported = program(family, precision)
+    if precision == "fp32":
+        return model, tosaic.compile(exported, spec=SPECS[precision]), None
+    calibration = [model.inputs(i) for i in range(CALIBRATION)]
+    quantized = tosaic.quantize(exported, model.inputs(0), calibration, precision)
+    return model, tosaic.compile(quantized, spec=SPECS[precision]), quantized
+
+
+@pytest.mark.parametrize(("family", "precision"), CASES, ids=[" ".join(c) for c in CASES])
+def test_rows(family: str, precision: str, reference: Run) -> None:
+    model, artifact, quantized = build(family, precision)
+    verify(artifact.graph, Spec.parse(SPECS[precision]))
+    problems = [*missing_operators(model, artifact)]
+    for sample in range(2):
+        inputs = model.inputs(sample)
+        problems += against_reference(artifact, inputs, reference)
+        problems += against_torch(model, artifact, quantized, inputs, precision)
+    if quantized is not None:
+        # beyond the calibrated range both sides saturate
+        problems += against_fake_quantized(model, artifact, quantized, tuple(1.5 * x for x in model.inputs(1)))
+    assert not problems, "\n" + "\n".join(problems)
+
+
+def missing_operators(model: Family, artifact: Artifact) -> Iterator[str]:
+    """Rows whose operator is not in the compiled program."""
+    for row in model.rows:
+        found = {r.aten for r in artifact.passport.ledger if f"| cases.{row.name}" in r.location}
+        if str(row.op) not in found:
+            yield f"{row.name}: {row.op} is not among {sorted(found)}"
+
+
+def stored(artifact: Artifact, inputs: Sequence[torch.Tensor]) -> list[np.ndarray]:
+    ports = zip(inputs, artifact.passport.inputs, artifact.graph.inputs, strict=True)
+    return [artifact._stored(x.numpy(), port, value, True) for x, port, value in ports]
+
+
+def against_reference(artifact: Artifact, inputs: Sequence[torch.Tensor], reference: Run) -> Iterator[str]:
+    """Simulator and reference model: equal integers, floats to 1e-5."""
+    arrays = stored(artifact, inputs)
+    for port, ours, theirs in zip(artifact.passport.outputs, artifact.run(arrays, float_io=False), reference(artifact.graph, arrays), strict=True):
+        same = np.array_equal(ours, theirs) if ours.dtype.kind != "f" else np.allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+        if not same:
+            yield f"{port.name}: simulator and reference model differ at {np.argwhere(ours != theirs)[:4].tolist()}"
+
+
+def against_torch(
+    model: Family, artifact: Artifact, quantized: Quantized | None, inputs: Sequence[torch.Tensor], precision: str
+) -> Iterator[str]:
+    """SQNR against the float module, and steps against the fake-quantized one."""
+    with torch.no_grad():
+        expected = model(*inputs)
+    results = artifact.run(list(inputs), float_io=True)
+    for port, ours in zip(artifact.passport.outputs, results, strict=True):
+        row, want = model.row_of(port.name), expected[port.name].numpy()
+        if ours.shape != want.shape:
+            yield f"{port.name}: shape {ours.shape}, PyTorch has {want.shape}"
+        elif precision == "fp32":
+            if not np.allclose(ours, want, rtol=1e-4, atol=1e-5):
+                yield f"{port.name}: differs from PyTorch by {np.abs(ours - want).max()}"
+        elif port.scale is not None and (decibels := sqnr(want, ours)) < row.least_decibels(precision):
+            yield f"{port.name}: {decibels:.1f} dB against float, {row.least_decibels(precision)} expected"
+    if quantized is not None:
+        yield from against_fake_quantized(model, artifact, quantized, inputs)
+
+
+def against_fake_quantized(model: Family, artifact: Artifact, quantized: Quantized, inputs: Sequence[torch.Tensor]) -> Iterator[str]:
+    expected = quantized(*inputs)
+    for port, ours in zip(artifact.passport.outputs, artifact.run(list(inputs), float_io=True), strict=True):
+        row, want = model.row_of(port.name), expected[port.name].numpy()
+        if port.scale is None:
+            if not np.array_equal(ours, want):
+                yield f"{port.name}: indices differ from the fake-quantized module"
+            continue
+        yield from steps(row, port.name, (ours - want) / port.scale)
+
+
+def steps(row: Row, name: str, difference: np.ndarray) -> Iterator[str]:
+    worst, equal = np.abs(difference).max(), float((np.abs(difference) < 0.5).mean())
+    if worst > row.lsb + 0.1 or equal < row.equal:
+        yield f"{name}: up to {worst:.2f} steps from the fake-quantized module, {equal:.1%} equal (bounds {row.lsb}, {row.equal:.0%})"
+
+
+def sqnr(want: np.ndarray, got: np.ndarray) -> float:
+    """Signal to quantization noise, dB."""
+    noise = float(np.square(want.astype(np.float64) - got).sum())
+    return 10 * np.log10(max(float(np.square(want.astype(np.float64)).sum()), 1e-300) / noise) if noise else np.inf
+
+
+def test_each_lowering_has_a_row() -> None:
+    rows = {row.op for family in FAMILIES.values() for row in family}
+    assert sorted(map(str, set(LOWERINGS) - rows)) == []
+
+
+def test_names_of_rows_are_unique() -> None:
+    names = [row.name for family in FAMILIES.values() for row in family]
+    assert len(names) == len(set(names))
+
+
+def test_each_lowering_has_a_rule_and_each_rule_a_lowering() -> None:
+    assert sorted(map(str, set(LOWERINGS) - set(RULES))) == sorted(FLOAT_ONLY)
+    assert sorted(map(str, set(RULES) - set(LOWERINGS))) == []
