@@ -84,7 +84,8 @@ def numbers(dtype: DType, *shape: int, const: bool = False) -> Operand:
 
 
 def given(dtype: DType, *values: float, shape: tuple[int, ...] | None = None) -> Operand:
-    return Operand(dtype, np.array(values).astype(dtype.numpy).reshape(shape if shape is not None else -1))
+    with np.errstate(over="ignore"):  # 3e38 is infinity in f16
+        return Operand(dtype, np.array(values).astype(dtype.numpy).reshape(shape if shape is not None else -1))
 
 
 ROWS: list[Row] = []
@@ -393,6 +394,19 @@ def test_watch_sees_each_node() -> None:
     assert seen == [("same", (2, 3)), ("turned", (3, 2))]
 
 
+@pytest.mark.parametrize("reader", ["another operator", "the graph's outputs"])
+def test_accumulators_that_others_read_are_kept(reader: str, reference) -> None:
+    build = Builder()
+    x = build.input("x", I8, (1, 4, 4, 3))
+    weights, bias = ints(I8, 2, 1, 1, 3).data, ints(I32, 2, low=-9, high=9).data
+    total = build.emit(ops.Conv2d((1, 1), (0, 0, 0, 0), (1, 1)), x, build.const(weights, I8), build.const(bias, I32))
+    scaled = build.emit(ops.Rescale(I8, (1 << 30,), (40,)), total)
+    other = build.emit(ops.Abs(), total) if reader == "another operator" else total
+    graph, inputs = build.finish([scaled, other]), [ints(I8, 1, 4, 4, 3).data]
+    for found, want in zip(evaluate(graph, inputs), reference(graph, inputs), strict=True):
+        np.testing.assert_array_equal(found, want)
+
+
 def test_memory_is_released_as_values_die() -> None:
     build = Builder()
     x = y = build.input("x", I32, (1 << 18,))
@@ -416,6 +430,23 @@ def test_floats_stay_f32_when_torch_may_round_them(precision: str, reference) ->
         assert torch.get_float32_matmul_precision() == precision
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_kernels_share_work_among_threads(threads: int, reference) -> None:
+    size = (1, 61, 67, 17)  # more than one thread's worth, and divisible by nothing
+    cases = [
+        Row(ops.Rescale(I8, (1518500249,), (33,)), (ints(I32, *size),)),
+        Row(ops.Rescale(I8, (1518500249,) * 17, (33,) * 17, per_channel=True), (ints(I32, *size),)),
+        Row(ops.MaxPool2d((3, 3), (1, 1), (1, 1, 1, 1)), (ints(I8, *size),)),
+    ]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for graph, inputs in (case.graph() for case in cases):
+            np.testing.assert_array_equal(evaluate(graph, inputs)[0], reference(graph, inputs)[0])
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_kernels_compile_where_no_cache_can_be_written() -> None:

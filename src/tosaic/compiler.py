@@ -42,6 +42,7 @@ def quantize(
     overrides: Mapping[str, str] | None = None,
     between: str = "int32",
     observer: str = "minmax",
+    bias_correction: bool = True,
     spec: str | None = None,
     progress: Callable[[int], None] | None = None,
     dump: Path | str | None = None,
@@ -57,6 +58,7 @@ def quantize(
         overrides: module path pattern or aten operator name -> scheme, e.g. {"head.*": "fp32"}.
         between: precision of values that arithmetic between the MACs reads: "int32", "int16" or "int8".
         observer: "minmax" or "percentile".
+        bias_correction: correct the shift that weight rounding gives the mean of each layer's output.
         spec: checked against the recipe before any work is done.
         progress: called with the number of calibration samples seen.
         dump: a folder for the text of each stage.
@@ -64,7 +66,7 @@ def quantize(
     Raises:
         SpecError, InputError, CaptureError, QuantizeError: see their docstrings.
     """
-    recipe = Recipe(scheme, scope, overrides or {}, between, observer)
+    recipe = Recipe(scheme, scope, overrides or {}, between, observer, bias_correction)
     if spec is not None:
         recipe.check(Spec.parse(spec))
     watch = Stopwatch()

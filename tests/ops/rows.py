@@ -15,7 +15,19 @@ import torch
 from torch import Tensor, nn
 
 ALL = ("8a8w", "16a8w", "fp32")
+# lowest SQNR against the float module; with weights, these are at 8 bits
 DECIBELS = {"8a8w": 30.0, "16a8w": 72.0}
+WEIGHT_DECIBELS = {"8a8w": 28.0, "16a8w": 38.0}
+_WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear)
+# (lsb, equal) at int16, where the operator itself is coarser than one rounding:
+_ACCUMULATED = (2, 0.4)  # 48-bit accumulators take 16-bit multipliers, off by up to 2^-15: a step of the largest value
+_INTERPOLATED = (1, 0.6)  # the entries of a TABLE are int16 themselves
+_STEPS_AT_16 = {
+    **dict.fromkeys(("convolution", "linear", "bmm", "mm", "upsample_bilinear2d", "upsample_linear1d"), _ACCUMULATED),
+    **dict.fromkeys(("avg_pool2d", "adaptive_avg_pool2d", "_adaptive_avg_pool2d"), _ACCUMULATED),
+    **dict.fromkeys(("sigmoid", "tanh", "silu", "hardsigmoid", "hardswish"), _INTERPOLATED),
+    "_softmax": (1, 0.85),  # exp in 2^16 steps of 18 nats
+}
 
 
 @dataclass(frozen=True)
@@ -26,35 +38,48 @@ class Row:
         op: the aten operator that it is about; the captured graph must contain it.
         make: gives the module; called with a fixed seed.
         shapes: of the inputs.
-        span: range of the (uniform) input values.
+        span: range of the (uniform) input values; the second input has 0.73 of it, as equal scales make for ties.
         precisions: where it runs; the reason for a missing one stands beside it in the table.
         lsb: how far the artifact may be from the fake-quantized module, in steps of its output.
         equal: share of the output that must be exactly what the fake-quantized module says. Below 0.95 where exact ties
             are usual: RESCALE rounds them up, PyTorch to even.
-        decibels: lowest SQNR against the float module, beside the `DECIBELS` of a precision.
+        lsb_at_16: instead of `lsb` at int16, for several operators in a row.
+        decibels: lowest SQNR against the float module, where it is not what `DECIBELS` says.
     """
 
     name: str
     op: torch._ops.OpOverload
     make: Callable[[], nn.Module]
     shapes: tuple[tuple[int, ...], ...]
-    span: tuple[float, float] = (-2.0, 3.0)
+    span: tuple[float, float] = (-2.1, 3.3)
     precisions: tuple[str, ...] = ALL
     lsb: int = 1
     equal: float = 0.95
     decibels: tuple[tuple[str, float], ...] = ()
+    lsb_at_16: int | None = None
 
-    def least_decibels(self, precision: str) -> float:
-        return dict(self.decibels).get(precision, DECIBELS[precision])
+    def least_decibels(self, precision: str, module: nn.Module) -> float:
+        weighted = any(isinstance(m, _WEIGHTED) for m in module.modules())
+        return dict(self.decibels).get(precision, (WEIGHT_DECIBELS if weighted else DECIBELS)[precision])
+
+    def steps(self, precision: str, module: nn.Module) -> tuple[int, float]:
+        """(lsb, equal) at a precision."""
+        if precision == "16a8w":
+            if any(isinstance(m, _WEIGHTED) for m in module.modules()):
+                return self.lsb_at_16 or _ACCUMULATED[0], _ACCUMULATED[1]
+            return _STEPS_AT_16.get(self.op._schema.name.removeprefix("aten::"), (self.lsb, self.equal))
+        return self.lsb, self.equal
 
     def inputs(self, sample: int) -> list[Tensor]:
         """Values of one sample: full range in the first, so that calibration sees it."""
         generator = torch.Generator().manual_seed(zlib.crc32(self.name.encode()) + sample)
-        low, high = self.span
-        tensors = [torch.rand(shape, generator=generator) * (high - low) + low for shape in self.shapes]
-        for tensor in tensors:
+        tensors = []
+        for i, shape in enumerate(self.shapes):
+            low, high = (end * 0.73**i for end in self.span)
+            tensor = torch.rand(shape, generator=generator) * (high - low) + low
             if sample == 0 and tensor.numel() > 1:
                 tensor.view(-1)[0], tensor.view(-1)[-1] = low, high
+            tensors.append(tensor)
         return tensors
 
 
@@ -105,7 +130,9 @@ class Family(nn.Module):
 
     def row_of(self, output: str) -> Row:
         """The row that an output belongs to."""
-        return next(row for row in self.rows if output == row.name or (output.startswith(row.name) and output[len(row.name) :][1:].isdigit()))
+        return next(
+            row for row in self.rows if output == row.name or (output.startswith(row.name) and output[len(row.name) :][1:].isdigit())
+        )
 
 
 def settled(module: nn.Module) -> nn.Module:

@@ -38,7 +38,7 @@ class AfterConv(nn.Module):
 
 
 def after_conv(name: str, op: torch._ops.OpOverload, run: object) -> Row:
-    return layer(name, op, lambda: AfterConv(run), PICTURE, decibels=(("16a8w", 65.0), ("8a8w", 28.0)))
+    return layer(name, op, lambda: AfterConv(run), PICTURE, lsb_at_16=4)  # a product and two convolutions
 
 
 ARITHMETIC = (
@@ -74,6 +74,10 @@ ARITHMETIC = (
     function("div_scalar", aten.div.Tensor, lambda a: a / -3.0, PICTURE),
     layer("div_constant", aten.div.Tensor, lambda: Constant(lambda a, c: a / (c.abs() + 0.5), (3, 1, 1)), PICTURE),
     function("div", aten.div.Tensor, torch.div, PICTURE, PICTURE, span=(0.5, 2.0), precisions=("fp32",)),  # no integer form
+    function("add_scalar_overload", aten.add.Scalar, lambda a: aten.add.Scalar(a, 2, 3), PICTURE),
+    function("sub_scalar_overload", aten.sub.Scalar, lambda a: aten.sub.Scalar(a, 0.5), PICTURE),
+    function("mul_scalar_overload", aten.mul.Scalar, lambda a: aten.mul.Scalar(a, -0.5), PICTURE),
+    function("div_scalar_overload", aten.div.Scalar, lambda a: aten.div.Scalar(a, 4), PICTURE),
     function("sums_and_products", MUL, lambda a, b: (a + b) * (a - b) * 0.5 + a, PICTURE, PICTURE),
 )
 
@@ -89,10 +93,11 @@ ACTIVATIONS = (
     function("leaky_relu_negative", aten.leaky_relu.default, lambda a: F.leaky_relu(a, -0.4), PICTURE),
     function("leaky_relu_steep", aten.leaky_relu.default, lambda a: F.leaky_relu(a, 5.5), PICTURE),
     after_conv("leaky_relu_wide", aten.leaky_relu.default, F.leaky_relu),
-    layer("prelu", aten.prelu.default, nn.PReLU, PICTURE),
+    # a slope of 1/4 makes ties
+    layer("prelu", aten.prelu.default, nn.PReLU, PICTURE, equal=0.85),
     layer("prelu_channels", aten.prelu.default, lambda: Constant(F.prelu, (3,)), PICTURE),
     layer("prelu_negative", aten.prelu.default, lambda: Constant(lambda a, c: F.prelu(a, -c.abs()), (3,), 2.0), (4, 3)),
-    layer("prelu_wide", aten.prelu.default, lambda: AfterConv(nn.PReLU(4)), PICTURE),
+    layer("prelu_wide", aten.prelu.default, lambda: AfterConv(nn.PReLU(4)), PICTURE, lsb_at_16=4),
     function("sigmoid", aten.sigmoid.default, torch.sigmoid, PICTURE, span=WIDE),
     function("tanh", aten.tanh.default, torch.tanh, PICTURE, span=(-4.0, 4.0)),
     function("silu", aten.silu.default, F.silu, PICTURE, span=WIDE),

@@ -12,6 +12,8 @@ CAT, SLICE, SPLIT, PAD = aten.cat.default, aten.slice.Tensor, aten.split_with_si
 MAX, AVG, ADAPTIVE, MEAN = aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.mean.dim
 NEAREST, BILINEAR = aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec
 PICTURE = (1, 4, 6, 8)
+# averages of 2 or 4 integers lie half-way between two of them every other or fourth time
+TIES = {"equal": 0.75}
 
 
 class CatConstant(nn.Module):
@@ -62,16 +64,19 @@ MOVEMENT = (
     layer("pad_of_conv", PAD, lambda: nn.Sequential(nn.Conv2d(4, 3, 1), nn.ConstantPad2d(1, 0.5)), PICTURE),
     layer("pixel_shuffle", aten.pixel_shuffle.default, lambda: nn.PixelShuffle(2), (2, 8, 3, 5)),
     layer("pixel_unshuffle", aten.pixel_unshuffle.default, lambda: nn.PixelUnshuffle(3), (2, 2, 6, 9)),
+    layer("pixel_unshuffle_unbatched", aten.pixel_unshuffle.default, lambda: nn.PixelUnshuffle(2), (2, 4, 6)),
     layer("pixel_shuffle_unbatched", aten.pixel_shuffle.default, lambda: nn.PixelShuffle(3), (9, 3, 5)),
     layer("conv_pixel_shuffle", aten.pixel_shuffle.default, lambda: nn.Sequential(nn.Conv2d(4, 8, 1), nn.PixelShuffle(2)), PICTURE),
-    layer("channel_shuffle", aten._unsafe_view.default, lambda: nn.ChannelShuffle(2), PICTURE),
-    function("view", aten.view.default, lambda a: a.view(2, -1), PICTURE),
-    function("reshape", aten.view.default, lambda a: a.transpose(1, 3).reshape(8, 24), PICTURE),
-    layer("flatten", aten.view.default, nn.Flatten, PICTURE),
-    layer("conv_flatten_linear", aten.view.default, lambda: nn.Sequential(nn.Conv2d(4, 2, 3), nn.Flatten(), nn.Linear(48, 5)), PICTURE),
+    layer("channel_shuffle", aten.reshape.default, lambda: nn.ChannelShuffle(2), PICTURE),
+    function("view", aten.reshape.default, lambda a: a.view(2, -1), PICTURE),
+    function("reshape", aten.reshape.default, lambda a: a.transpose(1, 3).reshape(8, 24), PICTURE),
+    layer("flatten", aten.reshape.default, nn.Flatten, PICTURE),
+    layer("conv_flatten_linear", aten.reshape.default, lambda: nn.Sequential(nn.Conv2d(4, 2, 3), nn.Flatten(), nn.Linear(48, 30)), PICTURE),
     function("permute", aten.permute.default, lambda a: a.permute(0, 2, -1, 1), PICTURE),
     function("permute_rank_5", aten.permute.default, lambda a: a.permute(4, 0, 3, 1, 2), (1, 2, 3, 4, 5)),
     layer("conv_permute", aten.permute.default, lambda: nn.Sequential(nn.Conv2d(4, 3, 1), Permuted(0, 2, 3, 1), nn.Linear(3, 2)), PICTURE),
+    function("t_matrix", aten.t.default, lambda a: aten.t(a), (4, 5)),
+    function("t_vector", aten.t.default, lambda a: aten.t(a), (30,)),
     function("transpose", aten.transpose.int, lambda a: a.transpose(-1, 1), PICTURE),
     function("squeeze", aten.squeeze.dims, torch.squeeze, (1, 4, 1, 8)),
     function("squeeze_dim", aten.squeeze.dim, lambda a: a.squeeze(-2), (1, 4, 1, 8)),
@@ -99,19 +104,19 @@ POOLS = (
     layer("max_pool_unbatched", MAX, lambda: nn.MaxPool2d(2), (4, 6, 8)),
     layer("max_pool_1d", aten.max_pool1d.default, lambda: nn.MaxPool1d(3, stride=2, padding=1, ceil_mode=True), (2, 4, 10)),
     layer("conv_max_pool", MAX, lambda: nn.Sequential(nn.Conv2d(4, 3, 3), nn.ReLU(), nn.MaxPool2d(2)), PICTURE),
-    layer("avg_pool", AVG, lambda: nn.AvgPool2d(2), (2, 4, 6, 8)),
-    layer("avg_pool_counted", AVG, lambda: nn.AvgPool2d(3, stride=2, padding=1), (1, 4, 7, 8)),
-    layer("avg_pool_not_counted", AVG, lambda: nn.AvgPool2d(3, stride=2, padding=1, count_include_pad=False), (1, 4, 7, 8)),
-    layer("avg_pool_ceil", AVG, lambda: nn.AvgPool2d((2, 3), stride=(2, 3), ceil_mode=True), (1, 4, 7, 7)),
-    layer("avg_pool_ceil_counted", AVG, lambda: nn.AvgPool2d(3, stride=2, padding=1, ceil_mode=True), (1, 4, 6, 8)),
+    layer("avg_pool", AVG, lambda: nn.AvgPool2d(2), (2, 4, 6, 8), **TIES),
+    layer("avg_pool_counted", AVG, lambda: nn.AvgPool2d(3, stride=2, padding=1), (1, 4, 7, 8), **TIES),
+    layer("avg_pool_not_counted", AVG, lambda: nn.AvgPool2d(3, stride=2, padding=1, count_include_pad=False), (1, 4, 7, 8), **TIES),
+    layer("avg_pool_ceil", AVG, lambda: nn.AvgPool2d((2, 3), stride=(2, 3), ceil_mode=True), (1, 4, 7, 7), **TIES),
+    layer("avg_pool_ceil_counted", AVG, lambda: nn.AvgPool2d(3, stride=2, padding=1, ceil_mode=True), (1, 4, 6, 8), **TIES),
     layer("avg_pool_divisor", AVG, lambda: nn.AvgPool2d(2, divisor_override=3), PICTURE),
     layer("avg_pool_divisor_padding", AVG, lambda: nn.AvgPool2d(3, 2, 1, ceil_mode=True, divisor_override=7), PICTURE),
-    layer("avg_pool_unbatched", AVG, lambda: nn.AvgPool2d(2), (4, 6, 8)),
+    layer("avg_pool_unbatched", AVG, lambda: nn.AvgPool2d(2), (4, 6, 8), **TIES),
     layer("avg_pool_1d", AVG, lambda: nn.AvgPool1d(3, stride=2, padding=1), (2, 4, 10)),
     layer("adaptive_one", ADAPTIVE, lambda: nn.AdaptiveAvgPool2d(1), (2, 24, 7, 8)),
     layer("adaptive_dividing", ADAPTIVE, lambda: nn.AdaptiveAvgPool2d((3, 4)), (1, 4, 6, 8)),
     layer("adaptive_uneven", ADAPTIVE, lambda: nn.AdaptiveAvgPool2d((4, 3)), (1, 4, 6, 8)),
-    layer("adaptive_larger", ADAPTIVE, lambda: nn.AdaptiveAvgPool2d((5, 7)), (1, 4, 3, 4)),
+    layer("adaptive_larger", ADAPTIVE, lambda: nn.AdaptiveAvgPool2d((5, 7)), (1, 4, 3, 4), **TIES),
     layer("adaptive_one_axis", ADAPTIVE, lambda: nn.AdaptiveAvgPool2d((None, 1)), (1, 4, 6, 8)),
     layer("adaptive_unbatched", ADAPTIVE, lambda: nn.AdaptiveAvgPool2d((3, 3)), (4, 6, 8)),
     layer("adaptive_1d", ADAPTIVE, lambda: nn.AdaptiveAvgPool1d(4), (2, 3, 10)),
@@ -128,7 +133,8 @@ POOLS = (
 
 
 def resized(name: str, op: torch._ops.OpOverload, shape: tuple[int, ...] = PICTURE, **options: object) -> Row:
-    return function(name, op, lambda a: F.interpolate(a, **options), shape)  # type: ignore[arg-type]
+    # weights are fractions of small denominators: many a result lies half-way
+    return function(name, op, lambda a: F.interpolate(a, **options), shape, equal=0.85)  # type: ignore[arg-type]
 
 
 class NearestWide(nn.Module):
@@ -168,8 +174,8 @@ RESIZES = (
     resized("bilinear_to_one", BILINEAR, mode="bilinear", align_corners=True, size=(1, 5)),
     resized("bilinear_from_one", BILINEAR, (1, 3, 1, 6), mode="bilinear", align_corners=True, size=(4, 6)),
     resized("bilinear_recomputed", BILINEAR, mode="bilinear", scale_factor=1.4, recompute_scale_factor=True),
-    resized("linear_1d", aten.upsample_linear1d.vec, (2, 3, 7), mode="linear", scale_factor=2),
-    resized("linear_1d_corners", aten.upsample_linear1d.vec, (2, 3, 7), mode="linear", size=10, align_corners=True),
+    resized("bilinear_1d", aten.upsample_linear1d.vec, (2, 3, 7), mode="linear", scale_factor=2),
+    resized("bilinear_1d_corners", aten.upsample_linear1d.vec, (2, 3, 7), mode="linear", size=10, align_corners=True),
     layer("conv_bilinear", BILINEAR, lambda: nn.Sequential(nn.Conv2d(4, 3, 3), nn.UpsamplingBilinear2d(scale_factor=2)), PICTURE),
 )
 
@@ -177,10 +183,14 @@ SOFTMAX, ARGMAX = aten._softmax.default, aten.argmax.default
 CHOICES = (
     function("softmax", SOFTMAX, lambda a: a.softmax(-1), (6, 10), span=(-4.0, 4.0)),
     function("softmax_channels", SOFTMAX, lambda a: a.softmax(1), (2, 5, 3, 4), span=(-4.0, 4.0)),
-    function("softmax_long", SOFTMAX, lambda a: a.softmax(-1), (2, 1500), span=(-4.0, 8.0)),
+    function(
+        "softmax_long", SOFTMAX, lambda a: a.softmax(-1), (2, 1500), span=(-4.0, 8.0), decibels=(("8a8w", 8.0), ("16a8w", 45.0))
+    ),  # the scale holds 1.0, the largest is 0.005
     function("softmax_rank_1", SOFTMAX, lambda a: a.softmax(0), (20,), span=(-4.0, 4.0)),
     function("softmax_rank_5", SOFTMAX, lambda a: a.softmax(2), (1, 2, 6, 2, 3), span=(-4.0, 4.0)),
-    function("softmax_peaked", SOFTMAX, lambda a: a.softmax(-1), (12, 10), span=(-40.0, 40.0)),
+    function(
+        "softmax_peaked", SOFTMAX, lambda a: a.softmax(-1), (12, 10), span=(-40.0, 40.0), decibels=(("8a8w", 25.0),)
+    ),  # the input has steps of 0.3
     layer("linear_softmax", SOFTMAX, lambda: nn.Sequential(nn.Linear(8, 10), nn.Softmax(-1)), (6, 8), span=(-4.0, 4.0)),
     function("softmin", SOFTMAX, lambda a: F.softmin(a, 1), (6, 10), span=(-4.0, 4.0)),
     function("argmax", ARGMAX, lambda a: a.argmax(1), PICTURE),

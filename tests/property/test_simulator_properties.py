@@ -216,7 +216,9 @@ def test_matmul(processor, reference, data) -> None:
     dtype = draw(st.sampled_from([I8, I16]))
     zp = st.integers(-128, 127) if dtype is I8 else st.just(0)
     n, h, c, w = draw(st.integers(1, 2)), draw(small), draw(st.integers(1, 1200)), draw(small)
-    check(reference, ops.MatMul(draw(zp), draw(zp)), [(dtype, fill(draw, dtype, (n, h, c))), (dtype, fill(draw, dtype, (n, c, w)))])
+    low, high = draw(st.sampled_from([(-128, 127), (-128, -121), (120, 127)])) if dtype is I8 else (-(2**15), 2**15 - 1)
+    operands = [(dtype, fill(draw, dtype, shape, low, high)) for shape in ((n, h, c), (n, c, w))]
+    check(reference, ops.MatMul(draw(zp), draw(zp)), operands)
 
 
 @drawn

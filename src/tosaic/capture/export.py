@@ -254,14 +254,24 @@ def capture_for_training(model: nn.Module, example_inputs: Any, *, keep: Collect
         module.graph.erase_node(node)
     for parameter in module.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
+    for node in _reshapes(module):  # so that batches of any size train; torch.export has written the captured one down
+        if node.args[0].meta["val"].shape[:1] == node.meta["val"].shape[:1]:
+            node.args = (node.args[0], [-1, *node.meta["val"].shape[1:]])
     tidy(module)
     simulate_folding(module)
     return captured
 
 
+def _reshapes(module: torch.fx.GraphModule) -> list[torch.fx.Node]:
+    targets = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
+    return [node for node in module.graph.nodes if node.target in targets and node.meta["val"].numel()]
+
+
 def finish_training(module: torch.fx.GraphModule) -> None:
-    """Undo what `capture_for_training` added: batch norms fold for good, dropouts go."""
+    """Undo what `capture_for_training` added: batch norms fold for good, dropouts go, shapes are those of the capture."""
     finish_folding(module)
+    for node in _reshapes(module):
+        node.args = (node.args[0], list(node.meta["val"].shape))
     for node in list(module.graph.nodes):
         if node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), nn.Dropout):
             node.replace_all_uses_with(node.args[0])

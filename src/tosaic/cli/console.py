@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -35,45 +36,56 @@ def table(rows: Sequence[Sequence[str]], *, indent: int = 2) -> None:
 
 
 class Steps:
-    """Names what is being done; a bar where the number of steps is known, else a pulse."""
+    """Names what is being done, and for how long it was; a bar where the number of parts is known, else a pulse.
+
+    Attributes:
+        seconds: of each step that is over, in order.
+    """
 
     def __init__(self, progress: Progress | None) -> None:
+        self.seconds: dict[str, float] = {}
         self._progress = progress
         self._task: TaskID | None = None
+        self._step = ("", 0.0)
         self._total: int | None = None
 
-    def begin(self, what: str, total: int | None = None) -> None:
-        """End the step before, and start one."""
-        if self._progress is None:
-            return
-        if self._task is not None:
-            self._progress.remove_task(self._task)
-        self._total = total
-        self._task = self._progress.add_task(what, total=total, count="")
+    def begin(self, what: str, total: int | None = None, *, hidden: bool = False) -> None:
+        """End the step before, and start one; a hidden one leaves the terminal to somebody else."""
+        self.end()
+        self._step, self._total = (what, time.perf_counter()), total
+        if self._progress is not None and not hidden:
+            self._progress.start()
+            self._task = self._progress.add_task(what, total=total, count="")
 
     def at(self, done: int) -> None:
-        """So many are done."""
+        """So many parts of the step are done."""
         if self._progress is not None and self._task is not None:
             count = f"{done}/{self._total}" if self._total else str(done)
             self._progress.update(self._task, completed=done, count=count)
+
+    def end(self) -> None:
+        """End the step."""
+        what, started = self._step
+        if what:
+            self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - started
+        self._step = ("", 0.0)
+        if self._progress is not None and self._task is not None:
+            self._progress.remove_task(self._task)
+            self._progress.stop()
+            self._task = None
 
 
 @contextmanager
 def steps() -> Iterator[Steps]:
     """Show progress while the block runs, and wipe it at the end; nothing where stderr is no terminal."""
     console = Console(stderr=True)
-    if not console.is_terminal:
-        yield Steps(None)
-        return
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
-        TextColumn("{task.fields[count]}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        yield Steps(progress)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30), TextColumn("{task.fields[count]}"))
+    progress = Progress(*columns, TimeElapsedColumn(), console=console, transient=True) if console.is_terminal else None
+    at = Steps(progress)
+    try:
+        yield at
+    finally:
+        at.end()
 
 
 def plural(count: int, noun: str) -> str:

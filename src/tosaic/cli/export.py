@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import math
 import os
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +29,6 @@ SCORED = 8  # calibration samples that the artifact is scored on
 
 def export(options: ExportOptions) -> None:
     """Quantize after training (or compile in float), write, score, print."""
-    started = time.perf_counter()
     recipe = _recipe(options, options.observer)
     in_float = recipe.scheme == "fp32" and not recipe.overrides
     _check(options, recipe)
@@ -48,7 +46,7 @@ def export(options: ExportOptions) -> None:
             example = loaded.example_inputs
         else:
             assert data is not None
-            at.begin("capturing and calibrating", data.count)
+            at.begin("calibrating", data.count)
             program = tosaic.quantize(
                 loaded.model,
                 loaded.example_inputs,
@@ -65,16 +63,15 @@ def export(options: ExportOptions) -> None:
             example = None
         artifact = _compile(tosaic, program, example, options, at)
         _record(artifact, options, data)
-        at.begin(f"writing {options.output}")
+        at.begin("writing")
         artifact.save(options.output)
         at.begin("scoring")
         scores = _score(artifact, loaded.in_float(), "the float model", loaded, data) if data is not None else []
-    _summary(artifact, options, scores, time.perf_counter() - started)
+    _summary(artifact, options, scores, at.seconds)
 
 
 def train(options: QatOptions) -> None:
     """Prepare, let the user's function train, finish, write, score, print."""
-    started = time.perf_counter()
     recipe = _recipe(options)
     check_reference("--train", options.train)
     if not is_reference(options.train):
@@ -101,18 +98,18 @@ def train(options: QatOptions) -> None:
         if data is not None:
             at.begin("calibrating", data.count)
             session.calibrate(data, progress=at.at)
-    with reporting(f"--train: {options.train}"):  # outside `steps`: the function may show progress of its own
-        function(session.model, session) if _takes_session(function) else function(session.model)
-    with steps() as at:
+        at.begin("training", hidden=True)  # the function may show progress of its own
+        with reporting(f"--train: {options.train}"):
+            function(session.model, session) if _takes_session(function) else function(session.model)
         at.begin("converting")
         quantized = session.finish()
         artifact = _compile(tosaic, quantized, None, options, at)
         _record(artifact, options, data)
-        at.begin(f"writing {options.output}")
+        at.begin("writing")
         artifact.save(options.output)
         at.begin("scoring")
         scores = _score(artifact, quantized, "the trained model with its fake quantization", loaded, data) if data is not None else []
-    _summary(artifact, options, scores, time.perf_counter() - started)
+    _summary(artifact, options, scores, at.seconds)
 
 
 # Checks that need no torch
@@ -162,7 +159,7 @@ def _import_tosaic(at: Steps) -> Any:
 def _load(options: CompileOptions, at: Steps) -> tuple[Loaded, Data | None]:
     from tosaic.cli.models import load_model
 
-    at.begin(f"loading {options.model}")
+    at.begin("loading")
     loaded = load_model(options.model, options.input_shape)
     if options.calibration is None:
         return loaded, None
@@ -230,20 +227,20 @@ def _result(artifact: Artifact, name: str, value: float, count: int) -> str:
 # Summary
 
 
-def _summary(artifact: Artifact, options: CompileOptions, scores: list[str], seconds: float) -> None:
+def _summary(artifact: Artifact, options: CompileOptions, scores: list[str], seconds: dict[str, float]) -> None:
     passport, path = artifact.passport, artifact.path
     assert path is not None
     chosen = "" if options.spec is not None else " (the smallest that will do)"
     console = stdout()
     console.print(f"{path}  {size(path.stat().st_size)}, {plural(len(artifact.graph.ops), 'operator')}; {passport_path(path)} describes it")
-    stages = ", ".join(f"{name} {value:.1f}" for name, value in artifact.timings.items() if value >= 0.05)
+    stages = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items() if value >= 0.05)
     rows = [("spec", f"{passport.spec}{chosen}")]
     rows += [(kind, port_line(port)) for kind, ports in (("input", passport.inputs), ("output", passport.outputs)) for port in ports]
     rows += [("operators", ", ".join(f"{name} {count}" for name, count in passport.operators.items()))]
     counts = Counter(row.precision for row in passport.ledger)
     rows += [("precision", ", ".join(f"{name} {count}" for name, count in counts.most_common()))]
-    rows += [("score" if i == 0 else "", line) for i, line in enumerate(scores)]
-    rows += [("seconds", f"{seconds:.1f}" + (f" ({stages})" if stages else ""))]
+    rows += [("score" if i == 0 else "", line) for i, line in enumerate(scores or ["not known without --calibration"])]
+    rows += [("seconds", f"{sum(seconds.values()):.1f} ({stages})")]
     table(rows)
     floats = [row for row in passport.ledger if row.precision == "fp32"]
     if floats and passport.recipe:

@@ -11,7 +11,7 @@ from tosaic.cli.console import size, stdout, table
 from tosaic.cli.export import port_line
 from tosaic.emit.passport import passport_path
 from tosaic.execute.doctor import checks
-from tosaic.report.facts import Facts, facts
+from tosaic.report.counts import Counts, count
 
 
 def inspect(options: InspectOptions) -> None:
@@ -20,7 +20,7 @@ def inspect(options: InspectOptions) -> None:
     if options.text:
         stdout().print(str(artifact.graph), end="")
         return
-    counted = facts(artifact.graph)
+    counted = count(artifact.graph)
     if options.json_:
         _json(artifact, counted)
         return
@@ -32,13 +32,13 @@ def inspect(options: InspectOptions) -> None:
     table([(row.precision, row.name, row.aten, row.reason, row.location.partition(" | ")[2]) for row in artifact.passport.ledger], indent=0)
 
 
-def _json(artifact: Artifact, counted: Facts) -> None:
+def _json(artifact: Artifact, counted: Counts) -> None:
     passport = artifact.passport.model_dump()
     known = {**dataclasses.asdict(counted), "spec": str(counted.spec)}
     stdout().print(json.dumps({"file": str(artifact.path), "passport": passport, "graph": known}, indent=1))
 
 
-def _summary(artifact: Artifact, counted: Facts) -> None:
+def _summary(artifact: Artifact, counted: Counts) -> None:
     passport, path = artifact.passport, artifact.path
     assert path is not None
     console = stdout()

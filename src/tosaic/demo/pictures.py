@@ -58,8 +58,8 @@ def draw(
         file = f"{name}.png"
         atomic_write(folder / file, sheet((details, errors, losses), heads))
         caption = (
-            f"A detail of the held-out photograph, each pixel enlarged {scale} times. Bilinear is what enters the convolutions. The outputs of "
-            f"{', '.join(compiled)} are those of the .vgf files. The scores are of the whole picture."
+            f"A detail of the held-out photograph, each pixel enlarged {scale} times; the scores are of the whole picture. Bilinear is "
+            f"what enters the convolutions. The outputs of {', '.join(compiled)} are those of the .vgf files."
         )
         pictures.append(Picture(f"{name.capitalize()}, before and after", file, caption))
     return tuple(pictures)

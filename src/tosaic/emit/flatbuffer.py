@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import tosa_serializer as ts
@@ -104,7 +105,7 @@ def _none(kind: str) -> ts.TosaSerializerAttribute:
     return _attribute(kind)
 
 
-def _plain(w: _Writer, op: ops.Op, node: Node) -> tuple[list[str], object]:
+def _plain(w: _Writer, op: Any, node: Node) -> tuple[list[str], object]:
     return [], _none(f"{type(op).__name__}Attribute")
 
 
@@ -114,41 +115,41 @@ def _acc(node: Node) -> ts.DType:
     return _DTYPE[DType.FP32 if dtype.is_float else dtype]
 
 
-def _conv(w: _Writer, op: ops.Conv2d, node: Node) -> tuple[list[str], object]:
+def _conv(w: _Writer, op: Any, node: Node) -> tuple[list[str], object]:
     zps = [w._const([op.input_zp], node.inputs[0].dtype), w._const([op.weight_zp], node.inputs[1].dtype)]
     if isinstance(op, ops.TransposeConv2d):
         return zps, _attribute("TransposeConv2dAttribute", op.pad, op.stride, False, _acc(node))
     return zps, _attribute(f"{type(op).__name__}Attribute", op.pad, op.stride, op.dilation, False, _acc(node))
 
 
-def _matmul(w: _Writer, op: ops.MatMul, node: Node) -> tuple[list[str], object]:
+def _matmul(w: _Writer, op: Any, node: Node) -> tuple[list[str], object]:
     dtype = node.inputs[0].dtype
     return [w._const([op.a_zp], dtype), w._const([op.b_zp], dtype)], _none("MatMulAttribute")
 
 
-def _avg_pool(w: _Writer, op: ops.AvgPool2d, node: Node) -> tuple[list[str], object]:
+def _avg_pool(w: _Writer, op: Any, node: Node) -> tuple[list[str], object]:
     dtype = node.inputs[0].dtype
     acc = _DTYPE[DType.INT32 if dtype.is_integer else DType.FP32]
     zps = [w._const([op.input_zp], dtype), w._const([op.output_zp], dtype)]
     return zps, _attribute("AvgPool2dAttribute", op.kernel, op.stride, op.pad, acc)
 
 
-def _clamp(w: _Writer, op: ops.Clamp, node: Node) -> tuple[list[str], object]:
+def _clamp(w: _Writer, op: Any, node: Node) -> tuple[list[str], object]:
     dtype = node.inputs[0].dtype.numpy
     low, high = (list(np.array([v]).astype(dtype).tobytes()) for v in (op.min, op.max))
     return [], _attribute("ClampAttribute", low, high, _PROPAGATE)
 
 
-def _negate(w: _Writer, op: ops.Negate, node: Node) -> tuple[list[str], object]:
+def _negate(w: _Writer, op: Any, node: Node) -> tuple[list[str], object]:
     dtype = node.inputs[0].dtype
     return [w._const([op.input_zp], dtype), w._const([op.output_zp], dtype)], _none("NegateAttribute")
 
 
-def _resize(w: _Writer, op: ops.Resize, node: Node) -> tuple[list[str], object]:
+def _resize(w: _Writer, op: Any, node: Node) -> tuple[list[str], object]:
     return [w._shape(op.scale), w._shape(op.offset), w._shape(op.border)], _attribute("ResizeAttribute", _RESIZE[op.mode])
 
 
-def _rescale(w: _Writer, op: ops.Rescale, node: Node) -> tuple[list[str], object]:
+def _rescale(w: _Writer, op: Any, node: Node) -> tuple[list[str], object]:
     def zero_point(zp: int, dtype: DType, unsigned: bool) -> str:
         return w._const([zp - (1 << dtype.bits) if unsigned and zp > dtype.max else zp], dtype)
 
@@ -162,7 +163,7 @@ def _rescale(w: _Writer, op: ops.Rescale, node: Node) -> tuple[list[str], object
     return extra, _attribute("RescaleAttribute", *flags)
 
 
-_ENCODE: dict[type[ops.Op], Callable[[_Writer, ops.Op, Node], tuple[list[str], object]]] = {
+_ENCODE: dict[type[ops.Op], Callable[[_Writer, Any, Node], tuple[list[str], object]]] = {
     ops.ArgMax: lambda w, op, n: ([], _attribute("ArgMaxAttribute", op.axis, _PROPAGATE)),
     ops.AvgPool2d: _avg_pool,
     ops.MaxPool2d: lambda w, op, n: ([], _attribute("MaxPool2dAttribute", op.kernel, op.stride, op.pad, _PROPAGATE)),

@@ -75,4 +75,6 @@ def read_passport(vgf: Path) -> Passport | None:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise InputError(f"{path} is not a passport: {where}: {first['msg']}", remedy="export the model again, or remove the file") from None
+        raise InputError(
+            f"{path} is not a passport: {where}: {first['msg']}", remedy="export the model again, or remove the file"
+        ) from None

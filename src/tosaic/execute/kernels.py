@@ -69,15 +69,16 @@ def rescale_tensor(begin, end, x, multiplier, shift, in_zp, out_zp, low, high, e
     Everything fits int64: |x| < 2^32 with a 31-bit multiplier, |x| < 2^47 with a 15-bit one.
     """
     half = np.int64(1) << (shift - 1)
+    source, target = x[begin:end], out[begin:end]  # slices begin at 0: no index can be negative, and the loop becomes SIMD
     if extra == 0:
-        for i in range(begin, end):
-            value = ((np.int64(x[i]) - in_zp) * multiplier + half) >> shift
-            out[i] = min(max(value + out_zp, low), high)
+        for i in range(source.size):
+            value = ((np.int64(source[i]) - in_zp) * multiplier + half) >> shift
+            target[i] = min(max(value + out_zp, low), high)
     else:
-        for i in range(begin, end):
-            value = np.int64(x[i]) - in_zp
+        for i in range(source.size):
+            value = np.int64(source[i]) - in_zp
             value = (value * multiplier + half + (extra if value >= 0 else -extra)) >> shift
-            out[i] = min(max(value + out_zp, low), high)
+            target[i] = min(max(value + out_zp, low), high)
 
 
 @_threaded
@@ -107,26 +108,29 @@ def rescale_channels_wide(begin, end, x, offset, multiplier, shift, half, extra,
 @_threaded
 def split16(begin, end, x, high, low):
     """int16 as two int8: x = 256 * high + low + 128. All [n]."""
-    for i in range(begin, end):
-        high[i] = x[i] >> 8
-        low[i] = (x[i] & 255) - 128
+    source, upper, lower = x[begin:end], high[begin:end], low[begin:end]
+    for i in range(source.size):
+        upper[i] = source[i] >> 8
+        lower[i] = (source[i] & 255) - 128
 
 
 @_threaded
 def table8(begin, end, x, table, out):
     """TABLE of i8. x, out: [n]; table: [256]."""
-    for i in range(begin, end):
-        out[i] = table[np.int64(x[i]) + 128]
+    source, target = x[begin:end], out[begin:end]
+    for i in range(source.size):
+        target[i] = table[np.uint64(np.int64(source[i]) + 128)]
 
 
 @_threaded
 def table16(begin, end, x, table, out):
     """TABLE of i16: 512 linear segments of 128 (section 1.10, table lookup). x: i16 [n]; table: i16 [513]; out: i32 [n]."""
-    for i in range(begin, end):
-        position = np.int32(x[i]) + 32768
+    source, target = x[begin:end], out[begin:end]
+    for i in range(source.size):
+        position = np.uint32(np.int32(source[i]) + 32768)
         base = np.int32(table[position >> 7])
         slope = np.int32(table[(position >> 7) + 1]) - base
-        out[i] = (base << 7) + slope * (position & 127)
+        target[i] = (base << 7) + slope * np.int32(position & 127)
 
 
 @_threaded

@@ -85,7 +85,7 @@ class Simulator:
                 del result
                 for i in step.dead:
                     arrays[i] = None
-        held = [*inputs, *(v.data for v in self.graph.constants())]
+        held = [*inputs, *(v.data for v in self.graph.constants() if v.data is not None)]
         return [_own(arrays[self._slots[v]], held) for v in self.graph.outputs]
 
     def _checked(self, inputs: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
@@ -115,7 +115,7 @@ def _kernel(node: Node) -> Kernel:
 def _fuse(graph: Graph, kernels: list[_Prepared]) -> list[_Prepared]:
     """Join each convolution of integers with the RESCALE that alone reads it: its accumulators are then never stored."""
     users = graph.users()
-    makers: dict[Value, _Prepared] = {}
+    makers: dict[Value, tuple[ops_conv.Convolution, tuple[Value, ...]]] = {}
     for node, kernel, operands in kernels:
         only = users.get(node.output, [])
         if (
@@ -124,13 +124,13 @@ def _fuse(graph: Graph, kernels: list[_Prepared]) -> list[_Prepared]:
             and type(only[0].op) is ops.Rescale
             and node.output not in graph.outputs
         ):
-            makers[node.output] = node, kernel, operands
+            makers[node.output] = kernel, operands
     fused = []
     for node, kernel, operands in kernels:
         if node.output in makers:
             continue
         if type(node.op) is ops.Rescale and operands[0] in makers:
-            _, convolution, operands = makers[operands[0]]
+            convolution, operands = makers[operands[0]]
             kernel = convolution.rescaled(node)
         fused.append((node, kernel, operands))
     return fused

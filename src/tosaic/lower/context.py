@@ -186,7 +186,9 @@ class Context:
         elif int(low) > q.dtype.min or int(high) < q.dtype.max:
             value = self.emit(ops.Clamp(int(low), int(high)), value)
         # a limit beyond the values' own range moves them there
-        bits = x.bits if x.bits is None else max(x.bits, int(np.max(low - q.zero_point)).bit_length(), int(np.max(q.zero_point - high)).bit_length())
+        bits = x.bits
+        if bits is not None:
+            bits = max(bits, *(max(int(np.max(v)), 0).bit_length() for v in (low - q.zero_point, q.zero_point - high)))
         return replace(x, value=value, low=-math.inf, high=math.inf, bits=bits)
 
     def uniform(self, x: Operand) -> Operand:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -144,7 +145,7 @@ def select(ctx: Context, x: Operand, dim: int, index: int) -> Operand:
 def split_with_sizes(ctx: Context, x: Operand, sizes: list[int], dim: int = 0) -> tuple[Operand, ...]:
     """split_with_sizes(Tensor self, SymInt[] split_sizes, int dim=0) -> Tensor[]"""
     edges = np.cumsum([0, *sizes]).tolist()
-    return tuple(slice_(ctx, x, dim, a, b) for a, b in zip(edges, edges[1:], strict=False))
+    return tuple(slice_(ctx, x, dim, a, b) for a, b in itertools.pairwise(edges))
 
 
 @lower(aten.cat.default)
@@ -199,6 +200,8 @@ def _shuffled(ctx: Context, x: Operand, shape: Sequence[int], perm: Sequence[int
 @lower(aten.pixel_shuffle.default)
 def pixel_shuffle(ctx: Context, x: Operand, r: int) -> Operand:
     """pixel_shuffle(Tensor self, int upscale_factor) -> Tensor"""
+    if len(x.shape) == 3:
+        return squeeze(ctx, pixel_shuffle(ctx, unsqueeze(ctx, x, 0), r), 0)
     n, c, h, w = _four(ctx, x)
     c //= r * r
     return _shuffled(ctx, x, (n * h, w, c, r, r), (0, 3, 1, 4, 2), (n, h * r, w * r, c))
@@ -207,6 +210,8 @@ def pixel_shuffle(ctx: Context, x: Operand, r: int) -> Operand:
 @lower(aten.pixel_unshuffle.default)
 def pixel_unshuffle(ctx: Context, x: Operand, r: int) -> Operand:
     """pixel_unshuffle(Tensor self, int downscale_factor) -> Tensor"""
+    if len(x.shape) == 3:
+        return squeeze(ctx, pixel_unshuffle(ctx, unsqueeze(ctx, x, 0), r), 0)
     n, c, h, w = _four(ctx, x)
     return _shuffled(ctx, x, (n * h // r, r, w // r, r, c), (0, 2, 4, 1, 3), (n, h // r, w // r, c * r * r))
 

@@ -165,10 +165,12 @@ class _Walk:
     # Operators
 
     def _operator(self, node: Node) -> None:
-        arguments = [a for a in node.all_input_nodes if self.results.get(a) is None]
-        if arguments:
-            return  # one of its inputs failed already
         location = location_of(node)
+        if any(self.results.get(a) is None for a in node.all_input_nodes):
+            # one of its inputs failed: it cannot be lowered now, but the user wants to know whether it could be
+            if node.target not in LOWERINGS and node.target not in (*QUANTIZE, *DEQUANTIZE, operator.getitem):
+                self.failures.append((f"{node.target} has no lowering", str(location)))
+            return
         try:
             if node.target in QUANTIZE:
                 self.results[node] = self._quantize(node)

@@ -74,6 +74,8 @@ class Observer(ObserverBase):
         self.top, self.momentum, self.memoryless, self.percentile, self.label = top, momentum, memoryless, percentile, label
         self.fixed, self.once = fixed, once
         self.eps = TINY
+        self.low: torch.Tensor
+        self.high: torch.Tensor
         self.register_buffer("low", torch.tensor([]) if fixed is None else torch.tensor(fixed[0]))
         self.register_buffer("high", torch.tensor([]) if fixed is None else torch.tensor(fixed[1]))
         self._histogram: torch.Tensor | None = None

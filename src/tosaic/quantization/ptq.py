@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import time
 import warnings
@@ -16,6 +17,7 @@ from torch.utils import _pytree as pytree
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from tosaic.errors import InputError, QuantizeError
+from tosaic.quantization.bias_correction import LIMIT, correct_biases, float_means
 from tosaic.quantization.quantizer import Chosen, TosaQuantizer
 from tosaic.quantization.schemes import Recipe
 
@@ -70,11 +72,15 @@ def quantize_captured(
         InputError: empty calibration, wrong shapes or types, or values that are not finite.
     """
     quantizer = TosaQuantizer(recipe)
+    samples: list[Inputs] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        plain = torch.fx.GraphModule(module, copy.deepcopy(module.graph))
         prepared = prepare_pt2e(module, quantizer)
-        record = calibrate(prepared, example_inputs, calibration, progress)
+        record = calibrate(prepared, example_inputs, calibration, progress, samples)
         converted = convert(prepared)
+        if recipe.bias_correction:
+            correct_biases(converted, samples, float_means(plain, samples))
     return converted, quantizer.chosen, record
 
 
@@ -90,9 +96,16 @@ def convert(prepared: torch.fx.GraphModule) -> torch.fx.GraphModule:
 
 @torch.no_grad()
 def calibrate(
-    prepared: nn.Module, example_inputs: Inputs, data: Iterable[Any], progress: Callable[[int], None] | None = None
+    prepared: nn.Module,
+    example_inputs: Inputs,
+    data: Iterable[Any],
+    progress: Callable[[int], None] | None = None,
+    kept: list[Inputs] | None = None,
 ) -> dict[str, Any]:
     """Run calibration data through observers.
+
+    Args:
+        kept: receives the tensors of the first samples, for bias correction.
 
     Returns:
         {"samples": number of model calls, "sha256": digest of the data}.
@@ -100,9 +113,11 @@ def calibrate(
     digest, samples = hashlib.sha256(), 0
     for inputs in batches(data, example_inputs):
         prepared(*inputs)
-        for tensor in pytree.tree_leaves(inputs):
-            if isinstance(tensor, torch.Tensor):
-                digest.update(tensor.detach().contiguous().numpy().tobytes())
+        tensors = tuple(t for t in pytree.tree_leaves(inputs) if isinstance(t, torch.Tensor))
+        if kept is not None and len(kept) < LIMIT:
+            kept.append(tensors)
+        for tensor in tensors:
+            digest.update(tensor.detach().contiguous().numpy().tobytes())
         samples += 1
         if progress:
             progress(samples)

@@ -37,7 +37,8 @@ class QatSession:
     ) -> None:
         self._quantizer = TosaQuantizer(recipe, training=True)
         self._example_inputs, self._names, self._recipe = example_inputs, (input_names, output_names), recipe
-        self._finish_training, self._calibration = finish_training, {}
+        self._finish_training = finish_training
+        self._calibration: dict[str, Any] = {}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.model = prepare_qat_pt2e(module, self._quantizer)

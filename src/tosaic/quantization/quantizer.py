@@ -61,6 +61,7 @@ class TosaQuantizer(Quantizer):
         self.chosen: dict[str, Chosen] = {}
 
     def annotate(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
+        self._constant = _constants(model)
         for node in model.graph.nodes:
             if node.op == "call_function" or self._is_simulated(node) or _is_dropout(node):
                 self.chosen[node.name] = self._choose(model, node)
@@ -76,6 +77,8 @@ class TosaQuantizer(Quantizer):
         """Nothing to check: `annotate` writes rules only."""
 
     def _choose(self, model: torch.fx.GraphModule, node: Node) -> Chosen:
+        if node in self._constant:
+            return Chosen(None, None, "constant")
         if node.op == "call_module":
             # a simulated batch norm stands for the convolution before it, a dropout for the value that it passes on
             inner = self._choose(model, node.args[0]) if isinstance(node.args[0], Node) and node.args[0].op != "placeholder" else None
@@ -182,7 +185,7 @@ class TosaQuantizer(Quantizer):
         for position in rule.inputs:
             argument = node.args[position] if position < len(node.args) else None
             found += argument if isinstance(argument, list | tuple) else [argument]
-        return [n for n in dict.fromkeys(found) if isinstance(n, Node) and n.op != "get_attr" and _is_float(n)]
+        return [n for n in dict.fromkeys(found) if isinstance(n, Node) and n not in self._constant and _is_float(n)]
 
     def _stored(self, node: Node) -> Precision | None:
         """Precision of the value of any node, as other operators see it."""
@@ -265,6 +268,15 @@ class TosaQuantizer(Quantizer):
 
 def _is_dropout(node: Node) -> bool:
     return node.op == "call_module" and str(node.target).startswith("dropout_")
+
+
+def _constants(model: torch.fx.GraphModule) -> set[Node]:
+    """Parameters, and what is computed from nothing else: `lower` folds them, so they need no quantization."""
+    found: set[Node] = set()
+    for node in model.graph.nodes:
+        if node.op == "get_attr" or (node.op == "call_function" and found.issuperset(node.all_input_nodes)):
+            found.add(node)
+    return found
 
 
 def _is_float(node: Node) -> bool:

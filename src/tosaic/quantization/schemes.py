@@ -75,6 +75,7 @@ class Recipe:
         overrides: module path pattern (`blocks.3.*`) or aten operator name -> scheme.
         between: precision of values that arithmetic consumes ("int8" stands for the scheme's own activations).
         observer: "minmax" or "percentile" (99.99th) for calibration of int8 and int16 values.
+        bias_correction: move each layer's mean output to the float model's (PTQ only).
     """
 
     scheme: str = "8a8w"
@@ -82,6 +83,7 @@ class Recipe:
     overrides: Mapping[str, str] = field(default_factory=dict)
     between: str = "int32"
     observer: str = "minmax"
+    bias_correction: bool = True
 
     def __post_init__(self) -> None:
         _known("scheme", self.scheme, SCHEMES)

@@ -186,10 +186,11 @@ def verify(graph: Graph, spec: Spec | None = None) -> None:
 
     Raises:
         GraphError: the structure or a type rule is broken.
-        SpecError: an operator needs a profile, extension or level that `spec` lacks.
+        SpecError: operators need a profile, extension or level that `spec` lacks; the message lists all of them.
     """
     defined: set[Value] = set()
     names: set[str] = set()
+    problems: list[_Problem] = []
 
     def define(value: Value) -> None:
         if value.name in names:
@@ -211,21 +212,41 @@ def verify(graph: Graph, spec: Spec | None = None) -> None:
         if result != node.output.type:
             raise GraphError(f"{node.op.NAME}: result is {result}, but %{node.output.name} is {node.output.type}", where=where)
         define(node.output)
-        if spec is not None:
-            _check_spec(node, spec, where)
+        if spec is not None and (problem := _beyond(node, spec, where)) is not None:
+            problems.append(problem)
     for value in graph.outputs:
         if value not in defined:
             raise GraphError(f"output %{value.name} is not defined")
+    if problems and spec is not None:
+        raise _spec_error(problems, spec)
 
 
-def _check_spec(node: Node, spec: Spec, where: str) -> None:
+@dataclass(frozen=True)
+class _Problem:
+    what: str
+    where: str
+    needs: str | None  # a profile or extension; None: a level
+
+
+def _beyond(node: Node, spec: Spec, where: str) -> _Problem | None:
+    """What of a node its specification cannot hold."""
     types = [v.type for v in node.inputs]
     requirement = node.op.requires(*types)
     if not spec.holds(requirement):
-        operands = ", ".join(map(str, types))
-        wider = spec.plus(requirement.split("|")[0])
-        raise SpecError(
-            f"{node.op.NAME}({operands}) needs {requirement}, which {spec} does not have", where=where, remedy=f"use --spec {wider}"
-        )
-    if problem := node.op.exceeds(spec.level, *types, node.output.type):
-        raise SpecError(f"{node.op.NAME}: {problem}, beyond level {spec.level.name}", where=where)
+        return _Problem(f"{node.op.NAME}({', '.join(map(str, types))}) needs {requirement}", where, requirement.split("|")[0])
+    if excess := node.op.exceeds(spec.level, *types, node.output.type):
+        return _Problem(f"{node.op.NAME}: {excess}, beyond level {spec.level.name}", where, None)
+    return None
+
+
+def _spec_error(problems: list[_Problem], spec: Spec) -> SpecError:
+    # one line for each place in the model: an operator of the model is several of TOSA
+    places: dict[str, _Problem] = {}
+    for problem in problems:
+        places.setdefault(problem.where, problem)
+    lines = "\n".join(f"  {p.what}\n    at: {p.where}" for p in places.values())
+    needs = {p.needs for p in problems if p.needs}
+    wider = [f"use --spec {spec.plus(*needs)}"] if needs else []
+    wider += ["use level none (+none) if the device allows it"] if any(p.needs is None for p in problems) else []
+    count = f"{len(places)} operator{'s' if len(places) > 1 else ''}"
+    return SpecError(f"{spec} cannot hold {count} of the model:\n{lines}", remedy="; ".join(wider))

@@ -49,7 +49,8 @@ def print_graph(graph: Graph) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _numbers(data: np.ndarray) -> str:
+def _numbers(data: np.ndarray | None) -> str:
+    assert data is not None
     return "[" + ", ".join(repr(x) for x in data.ravel().tolist()) + "]"
 
 
@@ -92,11 +93,16 @@ def parse_graph(text: str, constants: Mapping[str, np.ndarray] | None = None) ->
             name, type_, op, operands, attributes, location = match.groups()
             inputs = tuple(values[o[1:]] for o in operands.split(", ")) if operands else ()
             values[name] = Value(name, _type(type_))
-            where = Location(*(location.split(" | ") + ["", "", ""])[:3]) if location else None
+            where = _location(location) if location else None
             graph.nodes.append(Node(_op(op, attributes), inputs, values[name], where))
         else:
             raise GraphError(f"line {number} does not parse: {line}")
     return graph
+
+
+def _location(text: str) -> Location:
+    parts = [*text.split(" | "), "", ""]
+    return Location(parts[0], parts[1], parts[2])
 
 
 def _type(text: str) -> TensorType:

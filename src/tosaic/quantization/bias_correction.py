@@ -1,0 +1,130 @@
+"""Empirical bias correction: Nagel et al. 2019 (arXiv:1906.04721), section 4.2 and appendix D.
+
+Rounding the weights shifts the mean of a layer's output, and such shifts add up over the depth. Layer by layer, in
+order, the mean over calibration data of what the quantized layer gives is moved to that of the float layer, by its bias.
+The correction costs nothing at run time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule, Interpreter, Node
+
+from tosaic.quantization.rules import RULES
+
+Inputs = tuple[Any, ...]
+LIMIT = 32  # calibration samples that are used; their activations are held in memory
+
+
+def _is_layer(node: Node) -> bool:
+    rule = RULES.get(node.target)
+    return node.op == "call_function" and rule is not None and rule.weight is not None
+
+
+def _means(node: Node, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Mean of each output channel over samples and positions (channels are axis 1 after convolutions, last after linears)."""
+    axis = 1 if node.target is torch.ops.aten.convolution.default else outputs[0].dim() - 1
+    others = [d for d in range(outputs[0].dim()) if d != axis]
+    return torch.stack([y.double().mean(others) if others else y.double() for y in outputs]).mean(0)
+
+
+class _FloatMeans(Interpreter):
+    """Records the mean output of each layer of one sample."""
+
+    def __init__(self, module: GraphModule) -> None:
+        super().__init__(module)
+        self.means: dict[str, torch.Tensor] = {}
+
+    def run_node(self, n: Node) -> Any:
+        result = super().run_node(n)
+        if _is_layer(n):
+            self.means[n.name] = self.means.get(n.name, 0) + _means(n, [result])
+        return result
+
+
+@torch.no_grad()
+def float_means(module: GraphModule, samples: Sequence[Inputs]) -> dict[str, torch.Tensor]:
+    """Mean of each output channel of each layer of the float model, by node name."""
+    recorder = _FloatMeans(module)
+    for inputs in samples:
+        recorder.run(*inputs)
+    return {name: total / len(samples) for name, total in recorder.means.items()}
+
+
+class _Corrector(Interpreter):
+    """Runs all samples through one node after the other, so that each layer sees what the corrected ones before it give."""
+
+    def __init__(self, module: GraphModule, samples: Sequence[Inputs], means: dict[str, torch.Tensor]) -> None:
+        super().__init__(module)
+        self.samples, self.targets = samples, means
+
+    def run_all(self) -> None:
+        values: dict[Node, list[Any]] = {}
+        last_use = {a: n for n in self.module.graph.nodes for a in n.all_input_nodes}
+        inputs = iter(range(len(self.samples[0])))
+        for node in list(self.module.graph.nodes):
+            arguments = node.all_input_nodes  # before a correction gives the node another bias
+            if node.op == "placeholder":
+                position = next(inputs)
+                values[node] = [s[position] for s in self.samples]
+            elif node.op == "get_attr":
+                values[node] = [self.fetch_attr(node.target)]
+            elif node.op != "output":
+                values[node] = self._node(node, values)
+            for argument in arguments:
+                if last_use[argument] is node:
+                    values.pop(argument, None)
+
+    def _node(self, node: Node, values: dict[Node, list[Any]]) -> list[Any]:
+        # constants, and what only depends on them, have one value for all samples
+        count = max((len(values[a]) for a in node.all_input_nodes), default=1)
+        results = []
+        for i in range(count):
+            args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda a, i=i: values[a][i if len(values[a]) > 1 else 0])
+            results.append(getattr(self, node.op)(node.target, args, kwargs))
+        if _is_layer(node) and node.name in self.targets and count > 1:
+            return self._correct(node, results)
+        return results
+
+    def _correct(self, node: Node, outputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        delta = (self.targets[node.name] - _means(node, outputs)).to(outputs[0].dtype)
+        set_bias(self.module, node, delta)
+        if node.target is torch.ops.aten.convolution.default:
+            delta = delta.reshape(-1, *[1] * (outputs[0].dim() - 2))
+        return [y + delta for y in outputs]
+
+
+def set_bias(module: GraphModule, node: Node, delta: torch.Tensor) -> None:
+    """Add `delta` to a layer's bias, in a parameter of its own (another layer may share the old one)."""
+    old = node.args[2] if len(node.args) > 2 else None
+    before = 0 if old is None else _attribute(module, str(old.target))
+    name = f"{node.name}_corrected_bias"
+    module.register_parameter(name, nn.Parameter((before + delta).detach(), requires_grad=False))
+    with module.graph.inserting_before(node):
+        bias = module.graph.get_attr(name)
+    bias.meta["val"] = delta
+    node.args = (*node.args[:2], bias, *node.args[3:])
+
+
+def _attribute(module: nn.Module, path: str) -> torch.Tensor:
+    found: Any = module
+    for part in path.split("."):
+        found = getattr(found, part)
+    return found
+
+
+@torch.no_grad()
+def correct_biases(converted: GraphModule, samples: Sequence[Inputs], means: dict[str, torch.Tensor]) -> None:
+    """Correct the biases of a converted module in place, first layer first.
+
+    Args:
+        samples: calibration inputs (at most `LIMIT` are sensible).
+        means: what `float_means` found on the same samples.
+    """
+    _Corrector(converted, samples, means).run_all()
+    converted.graph.eliminate_dead_code()
+    converted.recompile()

@@ -1,0 +1,67 @@
+"""What can be said of a graph without running it: operators, arithmetic, bytes, and the specification that it needs."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+from tosaic.tosa import ops
+from tosaic.tosa.graph import Graph, Node
+from tosaic.tosa.spec import PROFILES, Spec
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Counted from the graph alone.
+
+    Attributes:
+        operators: TOSA operator -> how often, most frequent first.
+        macs: multiply-accumulates of convolutions and matrix products.
+        weight_bytes: of all constants that are operands.
+        value_bytes: of the graph's inputs and of what all operators write; an executor that fuses nothing moves them.
+        spec: the smallest specification that holds every operator.
+    """
+
+    operators: dict[str, int]
+    macs: int
+    weight_bytes: int
+    value_bytes: int
+    spec: Spec
+
+
+def count(graph: Graph) -> Counts:
+    """Count a graph's operators, arithmetic and bytes."""
+    return Counts(
+        operators=dict(Counter(op.NAME for op in graph.ops).most_common()),
+        macs=sum(macs(node) for node in graph.nodes),
+        weight_bytes=sum(value.type.nbytes for value in graph.constants()),
+        value_bytes=sum(value.type.nbytes for value in (*graph.inputs, *(node.output for node in graph.nodes))),
+        spec=_smallest_spec(graph),
+    )
+
+
+def macs(node: Node) -> int:
+    """Multiply-accumulates of one operator; borders count as if they were computed."""
+    match node.op:
+        case ops.TransposeConv2d():  # each input element meets the whole kernel
+            weight = node.inputs[1].type
+            return node.inputs[0].type.size * weight.size // weight.shape[3]
+        case ops.DepthwiseConv2d():
+            return node.output.type.size * math.prod(node.inputs[1].shape[:2])
+        case ops.Conv2d() | ops.Conv3d():
+            return node.output.type.size * math.prod(node.inputs[1].shape[1:])
+        case ops.MatMul():
+            return node.output.type.size * node.inputs[0].shape[2]
+        case _:
+            return 0
+
+
+def _smallest_spec(graph: Graph) -> Spec:
+    """Profiles and extensions that the operators need; where either profile will do, the one that others need anyway."""
+    needs = {node.op.requires(*(v.type for v in node.inputs)) for node in graph.nodes}
+    sure = {n for n in needs if "|" not in n}
+    sure |= {n.split("|")[0] for n in needs if "|" in n and not sure & set(n.split("|"))}
+    for extension, profile in (("int16", "INT"), ("int4", "INT"), ("bf16", "FP")):
+        sure |= {profile} if extension in sure else set()
+    return Spec(frozenset()).plus(*(sure or {PROFILES[0]}))
