@@ -243,3 +243,12 @@ def test_a_closed_pipe_is_quiet(exported: Path) -> None:
     script = Path(sys.executable).parent / "tosaic"
     done = subprocess.run(f"{script} inspect {exported} --text | head -1", shell=True, capture_output=True, text=True)
     assert done.stdout.startswith("graph ") and done.stderr == ""
+
+
+def test_demo_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr("tosaic.demo.main.run_demo", lambda output, **options: calls.append((output, options)))
+    ok("demo", "--quick", "-o", tmp_path)
+    ok("demo", "--epochs", 2, "--data", "photographs")
+    quick, longer = {"quick": True, "data": "auto"}, {"quick": False, "data": "photographs", "epochs": 2}
+    assert calls == [(tmp_path, quick), (Path("demo-output"), longer)]

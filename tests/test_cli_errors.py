@@ -76,7 +76,7 @@ EXPORTS: dict[str, tuple[list[str], list[str]]] = {
     "an unknown extension": ([model("net"), "--spec", "TOSA-1.0+INT+int12"], ["unknown part 'int12'", "known are INT, FP"]),
     "strict": (
         [model("net_and_inputs"), "--override", "head=fp32", "--strict"],
-        ["1 operators stay float", "'linear': override", line_of("self.head(")],
+        ["1 operator stays float", "'linear': override", line_of("self.head(")],
     ),
 }
 

@@ -98,7 +98,7 @@ def test_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_a_wrong_flag_is_named_as_a_flag() -> None:
-    with pytest.raises(InputError, match="^--samples: expected at least 1"):
+    with pytest.raises(InputError, match=r"^--samples: expected at least 1"):
         resolve(ExportOptions, {**NEEDED, "samples": 0})
 
 

@@ -20,7 +20,9 @@ from torchao.testing.pt2e._xnnpack_quantizer import XNNPACKQuantizer, get_symmet
 
 import tosaic
 from tosaic.artifact import Artifact
+from tosaic.tosa import ops
 from tosaic.tosa.graph import Graph
+from tosaic.tosa.types import DType
 
 aten = torch.ops.aten
 Run = Callable[[Graph, Sequence[np.ndarray]], list[np.ndarray]]
@@ -122,7 +124,8 @@ def test_converted_programs(network: str, quantizer: str, reference: Run) -> Non
     cls, channels = NETWORKS[network]
     module = converted(cls, channels, QUANTIZERS[quantizer]())
     artifact = tosaic.compile(copy.deepcopy(module), picture(channels, 8, 8))
-    assert any(v.dtype.is_integer for v in artifact.graph.inputs) or quantizer == "xnnpack"
+    assert "CONV2D" in artifact.passport.operators
+    assert all(node.inputs[0].dtype is DType.INT8 for node in artifact.graph.nodes if isinstance(node.op, ops.Conv2d))
     for phase in (0.0, 0.5, 3.0):
         x = picture(channels, 8, 8, phase)
         with torch.no_grad():

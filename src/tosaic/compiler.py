@@ -21,7 +21,7 @@ from tosaic.emit.passport import LedgerRecord, Passport, PortRecord
 from tosaic.errors import InputError, UnsupportedError
 from tosaic.execute.simulator import evaluate
 from tosaic.lower.registry import LOWERINGS
-from tosaic.lower.walk import Lowered, Port, lower_graph
+from tosaic.lower.walk import Lowered, Port, check_operators, lower_graph
 from tosaic.optimize.pipeline import optimize
 from tosaic.quantization.ptq import Quantized, Stopwatch, quantize_captured
 from tosaic.quantization.qat import QatSession
@@ -73,6 +73,7 @@ def quantize(
     captured = capture(model, example_inputs, keep=LOWERINGS)
     fold_batch_norm(captured.module)
     _dump(dump, "00_capture.txt", captured.module)
+    check_operators(captured.module)
     watch.lap("capture")
     if recipe.scheme == "fp32" and not recipe.overrides:
         raise InputError("scheme fp32 needs no quantization", remedy="compile the model itself: tosaic.compile(model, example_inputs=...)")
@@ -102,6 +103,7 @@ def prepare_qat(
     if spec is not None:
         recipe.check(Spec.parse(spec))
     captured = capture_for_training(model, example_inputs, keep=LOWERINGS)
+    check_operators(captured.module)
     return QatSession(captured.module, captured.example_inputs, captured.input_names, captured.output_names, recipe, finish_training)
 
 
@@ -191,7 +193,8 @@ def _refuse_floats(lowered: Lowered) -> None:
     floats = [row for row in lowered.ledger if row.precision == "fp32"]
     if floats:
         lines = "\n".join(f"  {row.aten} '{row.name}': {row.reason}\n    at: {row.location}" for row in floats)
-        raise UnsupportedError(f"{len(floats)} operators stay float, and --strict forbids it:\n{lines}")
+        count = "1 operator stays" if len(floats) == 1 else f"{len(floats)} operators stay"
+        raise UnsupportedError(f"{count} float, and --strict forbids it:\n{lines}", remedy="quantize them, or leave --strict out")
 
 
 def _record(port: Port) -> PortRecord:

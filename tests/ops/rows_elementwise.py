@@ -48,7 +48,8 @@ ARITHMETIC = (
     function("add_self", ADD, lambda a: a + a, PICTURE),
     function("add_scalar", ADD, lambda a: a + 1.7, PICTURE),
     function("add_negative_scalar", ADD, lambda a: torch.add(a, -0.3, alpha=2), PICTURE),
-    function("add_zero", ADD, lambda a: a + 0, PICTURE),
+    # in float it is the input itself, which a .vgf cannot hold beside other outputs
+    function("add_zero", ADD, lambda a: a + 0, PICTURE, precisions=("8a8w", "16a8w")),
     function("add_rank_1", ADD, torch.add, (40,), (40,)),
     function("add_rank_5", ADD, torch.add, (1, 2, 3, 4, 5), (2, 1, 4, 1)),
     layer("add_constant", ADD, lambda: Constant(torch.add, (3, 1, 1)), PICTURE),

@@ -10,9 +10,11 @@ import pytest
 import torch
 from ops.rows import ALL, Family
 from ops.table import FAMILIES
+from torch import nn
 
 import tosaic
 from tosaic.artifact import Artifact
+from tosaic.emit.vgf import to_vgf
 from tosaic.lower.registry import LOWERINGS
 from tosaic.quantization.ptq import Quantized
 from tosaic.quantization.rules import RULES
@@ -34,6 +36,7 @@ def program(family: str, precision: str) -> tuple[Family, torch.export.ExportedP
     return model, torch.export.export(model, model.inputs(0))
 
 
+@functools.cache
 def build(family: str, precision: str) -> tuple[Family, Artifact, Quantized | None]:
     model, exported = program(family, precision)
     if precision == "fp32":
@@ -141,3 +144,45 @@ def test_names_of_rows_are_unique() -> None:
 def test_each_lowering_has_a_rule_and_each_rule_a_lowering() -> None:
     assert sorted(map(str, set(LOWERINGS) - set(RULES))) == sorted(FLOAT_ONLY)
     assert sorted(map(str, set(RULES) - set(LOWERINGS))) == []
+
+
+class Mixed(nn.Module):
+    """Layers that are compiled at three precisions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.middle, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(self.head(torch.relu(self.middle(torch.relu(self.first(x)))).mean((2, 3))), -1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "spec"),
+    [
+        ({"middle": "16a8w"}, "TOSA-1.0+INT+int16"),
+        ({"head": "fp32"}, "TOSA-1.0+INT+FP"),
+        ({"first": "16a8w", "middle": "fp32", "_softmax": "fp32"}, "TOSA-1.0+INT+FP+int16"),
+    ],
+)
+def test_mixed_precision(overrides: dict[str, str], spec: str, reference: Run) -> None:
+    torch.manual_seed(0)
+    model, inputs = Mixed().eval(), [torch.rand(1, 3, 8, 8) * 4 - 2 for _ in range(3)]
+    quantized = tosaic.quantize(model, inputs[0], inputs, overrides=overrides)
+    artifact = tosaic.compile(quantized, spec=spec)
+    assert str(quantized.recipe.smallest_spec()) == spec
+    for x in inputs:
+        arrays = stored(artifact, [x])
+        ours, theirs = artifact.run(arrays, float_io=False)[0], reference(artifact.graph, arrays)[0]
+        assert np.array_equal(ours, theirs) if ours.dtype.kind != "f" else np.allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+        ours = artifact.run([x], float_io=True)[0]
+        assert np.abs(ours - quantized(x).numpy()).max() <= 1.01 / 256
+        assert sqnr(model(x).detach().numpy(), ours) > 30
+
+
+@pytest.mark.parametrize("precision", ALL)
+def test_the_converter_takes_every_graph(precision: str) -> None:
+    """It validates types, profiles and level as tosa-opt does."""
+    for family in FAMILIES:
+        _, artifact, _ = build(family, precision)
+        assert to_vgf(artifact.graph)

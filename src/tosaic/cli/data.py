@@ -118,8 +118,8 @@ def _callable(text: str) -> tuple[Iterable[Any], int | None]:
             f"--calibration: {text} gives {type(found).__name__}, expected an iterable of input tuples", remedy="return or yield that"
         )
     # a loader's own batches may be split further, so that its length is not the number of samples
-    is_list = isinstance(found, Sized) and not hasattr(found, "batch_size")
-    return guarded(f"--calibration: {text}", found), len(found) if is_list else None
+    count = len(found) if isinstance(found, Sized) and not hasattr(found, "batch_size") else None
+    return guarded(f"--calibration: {text}", found), count
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

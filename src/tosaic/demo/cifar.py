@@ -8,7 +8,6 @@ import pickle
 import tarfile
 import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ PATIENCE_SECONDS = 60.0  # for the whole download
 _FOLDERS = ("~/.cache/tosaic", "~/.keras/datasets", "~/.torch/datasets", "data")
 
 
-def cifar10() -> Sequence[Tensor]:
+def cifar10() -> Tensor:
     """The training images: uint8 [50000,3,32,32].
 
     The archive is looked for in the file or folder that $TOSAIC_CIFAR10 names, in `_FOLDERS`, and then on the network.

@@ -39,12 +39,12 @@ class Dataset:
     Attributes:
         name: "photographs" or "cifar10".
         described: one sentence for the report.
-        images: uint8 [3,H,W] each.
+        images: uint8 [3,H,W] each, or [N,3,H,W].
     """
 
     name: str
     described: str
-    images: Sequence[Tensor]
+    images: Sequence[Tensor] | Tensor
 
 
 def training_data(choice: str, say: Callable[[str], None]) -> Dataset:
@@ -109,7 +109,7 @@ def downscale(high: Tensor) -> Tensor:
 class Patches:
     """Random crops, rotated and mirrored; the same seed gives the same sequence."""
 
-    def __init__(self, images: Sequence[Tensor], seed: int) -> None:
+    def __init__(self, images: Sequence[Tensor] | Tensor, seed: int) -> None:
         self._images = images
         self._random = torch.Generator().manual_seed(seed)
 

@@ -16,18 +16,19 @@ from tosaic.emit.files import atomic_write
 from tosaic.report.facts import Picture, Row
 
 PAPER, INK, SOFT = (18, 20, 24), (236, 239, 243), (150, 160, 172)
-GAP, MARGIN, LABEL = 10, 18, 46
+GAP, MARGIN, LABEL = 10, 18, 50
 # the part of each photograph that shows most: (top, left), as fractions of the picture
 DETAILS = {"astronaut": (0.02, 0.27), "chelsea": (0.2, 0.22)}
 DETAIL = 0.375  # of the picture's side
-CELL = 288  # pixels of a side, about
-ERROR_GAIN, LOSS_GAIN = 6, 24
+CELL, SMALL_CELL = 288, 192  # pixels of a side, about
+ERROR_GAIN, LOSS_GAIN = 6, 32
+OVERVIEW = "before_after.png"
 
 
 def draw(
-    folder: Path, outputs: Mapping[str, Mapping[str, Tensor]], truth: Mapping[str, Tensor], rows: Sequence[Row], baseline: str = "FP32"
+    folder: Path, outputs: Mapping[str, Mapping[str, Tensor]], truth: Mapping[str, Tensor], rows: Sequence[Row], baseline: str
 ) -> tuple[Picture, ...]:
-    """Write the pictures of a run.
+    """Write the pictures of a run: a sheet for each photograph, a small one of all, and what each file computed, whole.
 
     Args:
         outputs: model -> photograph -> float32 [1,3,H,W].
@@ -37,39 +38,38 @@ def draw(
     scores = {row.model: row.scores for row in rows}
     compiled = [row.model for row in rows if row.artifact is not None]
     shown = ["bilinear", baseline, *compiled]
-    pictures = []
+    pictures, overview = [], []
     for name, photograph in truth.items():
-        scale = max(1, round(CELL / (DETAIL * photograph.shape[2])))
         rounded = {model: (outputs[model][name].clamp(0, 1) * 255).round() / 255 for model in shown}
-        details = [Cell(detail(photograph, name, scale), "photograph", "what the network should give")]
-        errors: list[Cell | None] = [None]
-        losses: list[Cell | None] = [None, None, None]
-        for model in shown:
-            details.append(Cell(detail(rounded[model], name, scale), model, f"{scores[model][name]:.2f} dB"))
-            errors.append(Cell(detail(error(rounded[model], photograph, ERROR_GAIN), name, scale), model))
         for model in compiled:
-            losses.append(Cell(detail(error(rounded[model], rounded[baseline], LOSS_GAIN), name, scale), f"{model} - {baseline}"))
             atomic_write(folder / f"{name}_{model.replace(' ', '_').lower()}.png", png(to_image(rounded[model][0])))
-        heads = (
-            "output",
-            f"error against the photograph, {ERROR_GAIN} times amplified",
-            f"what quantization changed, {LOSS_GAIN} times amplified",
+        scale, small = (max(1, round(side / (DETAIL * photograph.shape[2]))) for side in (CELL, SMALL_CELL))
+        first = Cell("photograph", "what the network should give")
+        titles = [first, *(Cell(model, f"{scores[model][name]:.2f} dB") for model in shown)]
+        images = [photograph, *(rounded[model] for model in shown)]
+        errors = [None, *(error(rounded[model], photograph, ERROR_GAIN) for model in shown)]
+        losses = [None, None, None, *(error(rounded[model], rounded[baseline], LOSS_GAIN) for model in compiled)]
+        texts = (
+            "",
+            f"error against\nthe photograph,\namplified {ERROR_GAIN} times",
+            f"difference from\n{baseline}, amplified\n{LOSS_GAIN} times",
         )
-        file = f"{name}.png"
-        atomic_write(folder / file, sheet((details, errors, losses), heads))
+        parts = [[None if x is None else detail(x, name, scale) for x in row] for row in (images, errors, losses)]
+        atomic_write(folder / f"{name}.png", sheet([(titles, parts[0]), ([], parts[1]), ([], parts[2])], texts))
+        overview.append((titles[:5], [detail(x, name, small) for x in images[:5]]))
         caption = (
             f"A detail of the held-out photograph, each pixel enlarged {scale} times; the scores are of the whole picture. Bilinear is "
             f"what enters the convolutions. The outputs of {', '.join(compiled)} are those of the .vgf files."
         )
-        pictures.append(Picture(f"{name.capitalize()}, before and after", file, caption))
+        pictures.append(Picture(f"{name.capitalize()}, before and after", f"{name}.png", caption))
+    atomic_write(folder / OVERVIEW, sheet(overview, [""] * len(overview)))
     return tuple(pictures)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One picture of a sheet: float32 [3,H,W] in [0, 1], a title, and a line below it."""
+    """What stands below a picture: a title, and a line in small print."""
 
-    pixels: Tensor
     title: str
     note: str = ""
 
@@ -87,23 +87,29 @@ def error(found: Tensor, truth: Tensor, gain: float) -> Tensor:
     return ((found.clamp(0, 1) - truth.clamp(0, 1)).abs() * gain).clamp(0, 1)
 
 
-def sheet(rows: Sequence[Sequence[Cell | None]], heads: Sequence[str]) -> bytes:
-    """A PNG of rows of cells, all of one size, each row under its heading; None leaves a place empty."""
-    height, width = next(cell for row in rows for cell in row if cell is not None).pixels.shape[1:]
-    columns = max(len(row) for row in rows)
-    pitch = height + LABEL + GAP + 30
-    canvas = Image.new("RGB", (2 * MARGIN + columns * (width + GAP) - GAP, 2 * MARGIN + len(rows) * pitch - GAP), PAPER)
-    draw = ImageDraw.Draw(canvas)
-    for y, (head, row) in enumerate(zip(heads, rows, strict=True)):
-        top = MARGIN + y * pitch
-        draw.text((MARGIN, top), head, SOFT, ImageFont.load_default(17))
-        for x, cell in enumerate(row):
-            if cell is None:
-                continue
-            left = MARGIN + x * (width + GAP)
-            canvas.paste(to_image(cell.pixels), (left, top + 30))
-            draw.text((left, top + 30 + height + 4), cell.title, INK, ImageFont.load_default(18))
-            draw.text((left, top + 30 + height + 26), cell.note, SOFT, ImageFont.load_default(15))
+def sheet(rows: Sequence[tuple[Sequence[Cell], Sequence[Tensor | None]]], texts: Sequence[str]) -> bytes:
+    """A PNG of rows of pictures, float32 [3,H,W] of one size.
+
+    Args:
+        rows: what stands below each picture (or nothing at all), and the pictures; None leaves a place empty.
+        texts: for each row, what to write into its first place when that is empty.
+    """
+    height, width = next(picture for _, row in rows for picture in row if picture is not None).shape[1:]
+    columns = max(len(row) for _, row in rows)
+    total = sum(height + (LABEL if labels else 0) + GAP for labels, _ in rows) - GAP
+    canvas = Image.new("RGB", (2 * MARGIN + columns * (width + GAP) - GAP, 2 * MARGIN + total), PAPER)
+    draw, top = ImageDraw.Draw(canvas), MARGIN
+    for (labels, row), text in zip(rows, texts, strict=True):
+        draw.multiline_text((MARGIN, top + 4), text, SOFT, ImageFont.load_default(20), spacing=8)
+        places = [MARGIN + x * (width + GAP) for x in range(columns)]
+        for left, picture in zip(places, row, strict=False):
+            if picture is not None:
+                canvas.paste(to_image(picture), (left, top))
+        top += height + GAP
+        for left, label in zip(places, labels, strict=False):
+            draw.text((left, top - GAP + 5), label.title, INK, ImageFont.load_default(18))
+            draw.text((left, top - GAP + 28), label.note, SOFT, ImageFont.load_default(14))
+        top += LABEL if labels else 0
     return png(canvas)
 
 

@@ -39,7 +39,7 @@ class Plan:
     calibration: int = 16
 
 
-FULL = Plan(Schedule(1200, 4e-3), Schedule(300, 1e-3))
+FULL = Plan(Schedule(1000, 4e-3), Schedule(250, 1e-3))
 QUICK = Plan(Schedule(60, 4e-3, batch=4, size=32), Schedule(16, 1e-3, batch=4, size=32), side=64, calibration=4)
 
 

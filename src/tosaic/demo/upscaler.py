@@ -60,7 +60,7 @@ class Schedule:
 def train(
     model: nn.Module, patches: Patches, schedule: Schedule, progress: Callable[[int], None], settle: Callable[[], None] | None = None
 ) -> float:
-    """Adam on the mean squared error (which is what PSNR measures); the rate rises over the first tenth and then falls to zero along a cosine.
+    """Adam on the mean squared error, which PSNR measures; the rate rises over the first tenth, then falls to zero along a cosine.
 
     Args:
         progress: called with the number of steps done.

@@ -45,9 +45,9 @@ def page(rules: Mapping[torch._ops.OpOverload, Any], kinds: str) -> str:
     for target, function in sorted(LOWERINGS.items(), key=lambda item: str(item[0])):
         rule = rules.get(target)
         quantized = "yes" if rule is not None else "no"
-        route = ", ".join(sorted(set(_tosa_operators(function, set()))))
+        route = ", ".join(sorted(set(_tosa_operators(function, set())))) or "none: only its scale or layout changes"
         kind = rule.kind.value if rule is not None else "float only"
-        lines.append(f"| `{_name(target)}` | {kind} | {quantized} | {quantized} | yes | {route or 'none: only its scale or layout changes'} |")
+        lines.append(f"| `{_name(target)}` | {kind} | {quantized} | {quantized} | yes | {route} |")
         if note := _note(function):
             notes.append(f"- `{_name(target)}`: {note}")
     explained = "\n".join(f"- {line}" for line in kinds.splitlines() if line)

@@ -155,15 +155,14 @@ def cat(ctx: Context, tensors: list[Operand], dim: int = 0) -> Operand:
     tensors = [x for x in tensors if int(np.prod(x.shape))]
     axis = axis_of(dim, len(tensors[0].shape))
     if not quantized or any(x.quant is None and not x.is_const for x in tensors):
-        parts, perm = [Operand(ctx.logical(x)) if x.quant is None and not x.is_const else ctx.floats(x)[0] for x in tensors], None
-    else:
-        target = ctx.want or ctx.uniform(quantized[0]).quant
-        assert target is not None
-        tensors = [ctx.requantize(x, target) for x in tensors]
-        parts, perm = ctx.same_layout(*tensors)
-        parts = [ctx.store(x) for x in parts]
+        parts = [Operand(ctx.logical(x)) if x.quant is None and not x.is_const else ctx.floats(x)[0] for x in tensors]
+        return Operand(ctx.emit(ops.Concat(axis), *(x.value for x in parts)))  # type: ignore[arg-type]
+    target = ctx.want or ctx.uniform(quantized[0]).quant
+    assert target is not None
+    parts, perm = ctx.same_layout(*(ctx.requantize(x, target) for x in tensors))
+    parts = [ctx.store(x) for x in parts]
     joined = ctx.emit(ops.Concat(axis if perm is None else perm[axis]), *(x.value for x in parts))  # type: ignore[arg-type]
-    return Operand(joined, quant=tensors[0].quant if perm is not None or quantized else None, perm=perm)
+    return Operand(joined, quant=target, perm=perm)
 
 
 @lower(aten.constant_pad_nd.default)

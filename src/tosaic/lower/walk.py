@@ -91,6 +91,23 @@ def lower_graph(
     return _Walk(module, spec, output_names, name, io_layout, reasons or {}).run()
 
 
+def check_operators(module: torch.fx.GraphModule) -> None:
+    """Refuse operators that have no lowering, all at once, before calibration or training spends time on them.
+
+    Raises:
+        UnsupportedError: lists them with their places in the model.
+    """
+    constant: set[Node] = set()
+    failures: list[tuple[str, str]] = []
+    for node in module.graph.nodes:
+        if node.op == "get_attr" or (node.op == "call_function" and all(a in constant for a in node.all_input_nodes)):
+            constant.add(node)
+        elif node.op == "call_function" and node.target not in LOWERINGS and node.target not in (*QUANTIZE, *DEQUANTIZE, operator.getitem):
+            failures.append((f"{node.target} has no lowering", str(location_of(node))))
+    if failures:
+        raise _all_failures(failures)
+
+
 class _Walk:
     def __init__(
         self, module: torch.fx.GraphModule, spec: Spec, output_names: list[str], name: str, io_layout: str, reasons: Mapping[str, str]
@@ -175,7 +192,7 @@ class _Walk:
             if node.target in QUANTIZE:
                 self.results[node] = self._quantize(node)
             elif node.target in DEQUANTIZE:
-                self.results[node] = self.results[node.args[0]]
+                self.results[node] = self._dequantize(node)
             elif node.target is operator.getitem:
                 self.results[node] = self.results[node.args[0]][node.args[1]]
             elif (folded := self._fold(node)) is not None:
@@ -240,17 +257,15 @@ class _Walk:
     def _quantized_constant(self, node: Node, x: Operand) -> Operand:
         """A weight: quantized by PyTorch's own operator, so that it is what the fake-quantized model computes with."""
         args = torch.fx.map_arg(node.args[1:], lambda n: torch.as_tensor(self.results[n].array))
-        stored = node.target(torch.as_tensor(x.array), *args)
-        scale, zero_point = np.asarray(args[0], dtype=np.float64), np.asarray(args[1])
-        per_channel = node.target is _q.quantize_per_channel.default
-        shift = 128 if stored.dtype is torch.uint8 else 0
-        if (zero_point - shift).any():
-            # TOSA has no zero points per channel, and int16 and int32 have none at all: compute with the real numbers
-            dequantize = _q.dequantize_per_channel.default if per_channel else _q.dequantize_per_tensor.default
-            return Operand(array=dequantize(stored, *args).numpy())
-        scales = tuple(scale.tolist()) if per_channel else float(scale)
-        quant = Quant(scales, 0, _DTYPES[stored.dtype])
-        return Operand(array=stored.numpy().astype(np.int64) - shift, quant=quant, axis=int(args[2]) if per_channel else None)
+        return _constant(node.target(torch.as_tensor(x.array), *args), args, node.target is _q.quantize_per_channel.default)
+
+    def _dequantize(self, node: Node) -> Operand:
+        """The operand itself; a constant that is stored quantized (convert_pt2e folds weights) gets its scales here."""
+        x = self.results[node.args[0]]
+        if not x.is_real_const or x.array.dtype.kind == "f":
+            return x
+        args = torch.fx.map_arg(node.args[1:], lambda n: torch.as_tensor(self.results[n].array))
+        return _constant(torch.as_tensor(x.array), args, node.target is _q.dequantize_per_channel.default)
 
     def _fold(self, node: Node) -> Operand | tuple[Operand, ...] | None:
         """Run an operator whose tensors are all constants."""
@@ -262,6 +277,19 @@ class _Walk:
         if isinstance(result, tuple | list):
             return tuple(Operand(array=t.numpy()) for t in result)
         return Operand(array=result.numpy())
+
+
+def _constant(stored: torch.Tensor, args: tuple[Any, ...], per_channel: bool) -> Operand:
+    """A tensor that is stored quantized; `args` are those of its (de)quantize operator after the tensor."""
+    scale, zero_point = np.asarray(args[0], dtype=np.float64), np.asarray(args[1])
+    shift = 128 if stored.dtype is torch.uint8 else 0
+    if (zero_point - shift).any():
+        # TOSA has no zero points per channel, and int16 and int32 have none at all: compute with the real numbers
+        dequantize = _q.dequantize_per_channel.default if per_channel else _q.dequantize_per_tensor.default
+        return Operand(array=dequantize(stored, *args).numpy())
+    scales = tuple(scale.tolist()) if per_channel else float(scale)
+    quant = Quant(scales, 0, _DTYPES[stored.dtype])
+    return Operand(array=stored.numpy().astype(np.int64) - shift, quant=quant, axis=int(args[2]) if per_channel else None)
 
 
 def _quant_of(node: Node) -> Quant:
