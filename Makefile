@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# OpenMP threads that wait in a loop hold the cores that others need
+export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: demo test bench lint format setup vulkan clean help
 

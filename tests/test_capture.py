@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -55,3 +56,13 @@ def test_a_failed_capture_prints_nothing(capfd: pytest.CaptureFixture[str]) -> N
     with pytest.raises(CaptureError, match="cannot capture Branching"):
         tosaic.compile(Branching(), torch.zeros(2))
     assert capfd.readouterr() == ("", "")
+
+
+def test_in_place_operators_on_inputs_write_to_a_copy() -> None:
+    model = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(3, 4, 3)).eval()
+    x = torch.randn(1, 3, 8, 8)
+    with torch.no_grad():
+        exact = model(x.clone()).numpy()
+    artifact = tosaic.compile(model, (x.clone(),))
+    assert len(artifact.passport.outputs) == 1
+    np.testing.assert_allclose(artifact.run(x)[0], exact, atol=1e-5)

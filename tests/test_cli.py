@@ -159,7 +159,7 @@ def test_qat_trains_the_prepared_model(tmp_path: Path) -> None:
     text = ok(
         *("qat", model("net_and_inputs"), "--train", model("train"), "--calibration", model("samples"), "-o", tmp_path / "net.vgf"),
     )
-    assert "against the trained model with its fake quantization" in text and "training" in text
+    assert "against the trained model with its fake quantization" in text
     text = ok("qat", model("net_and_inputs"), "--train", model("train_with_session"), "-o", tmp_path / "net.vgf")
     assert "not known without --calibration" in text
 

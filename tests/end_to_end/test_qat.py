@@ -46,12 +46,16 @@ def trained_and_found(kind: type, scheme: str) -> tuple[np.ndarray, np.ndarray, 
     return trained, found, artifact.passport.outputs[0].scale
 
 
-@pytest.mark.parametrize(("scheme", "equal"), [("8a8w", 0.99), ("16a8w", 0.9)])
-def test_upscaler_eval_output_is_the_artifacts(scheme: str, equal: float) -> None:
-    """At most 1 LSB of the output scale apart (which is a float32: hence 1.001), and rarely that."""
+@pytest.mark.parametrize(("scheme", "apart", "equal"), [("8a8w", 1, 0.99), ("16a8w", 2, 0.75)])
+def test_upscaler_eval_output_is_the_artifacts(scheme: str, apart: int, equal: float) -> None:
+    """At most 1 LSB of the output scale apart (which is a float32: hence the 1.001), and rarely that.
+
+    TOSA requantizes the 48-bit accumulators of int16 inputs by 16-bit multipliers, whose relative error of 2^-15 is a
+    second LSB at full scale.
+    """
     trained, found, scale = trained_and_found(Upscaler, scheme)
     steps = np.abs(found - trained) / scale
-    assert steps.max() <= 1.001
+    assert steps.max() <= apart * 1.001
     assert (steps < 0.01).mean() >= equal
 
 

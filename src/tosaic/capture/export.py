@@ -86,12 +86,19 @@ def capture(
     inputs = as_inputs(example_inputs)
     _check_static(program)
     _check_finite(program)
+    _copy_inputs(program)
     table = torch.export.default_decompositions()
     for op in keep:
         table.pop(op, None)
-    with warnings.catch_warnings(), _quiet():
-        warnings.simplefilter("ignore")
-        module = program.run_decompositions(table).module(check_guards=False)
+    try:
+        with warnings.catch_warnings(), _quiet():
+            warnings.simplefilter("ignore")
+            module = program.run_decompositions(table).module(check_guards=False)
+    except Exception as error:  # whatever torch meets while it traces the program again
+        remedy = "--debug shows torch's own report"
+        raise CaptureError(
+            f"torch.export cannot decompose the model: {_first_line(error)}", where=place_of(error), remedy=remedy
+        ) from error
     _drop_aliases(module)
     _views_to_reshapes(module)
     canonicalize_batch_norm(module)
@@ -152,6 +159,25 @@ def _quiet() -> Iterator[None]:
         sys.stderr.write(printed.getvalue())  # the user's own, from forward()
     finally:
         logger.setLevel(level)
+
+
+def _copy_inputs(program: torch.export.ExportedProgram) -> None:
+    """Let in-place operators (`nn.ReLU(inplace=True)` first in a model) write to copies of the inputs.
+
+    Decomposition makes writes to an input outputs of the program, which a .vgf does not have.
+    """
+    graph = program.graph_module.graph
+    if not any(isinstance(n.target, torch._ops.OpOverload) and n.target._schema.is_mutable for n in graph.nodes):
+        return
+    users = set(program.graph_signature.user_inputs)
+    inputs = [n for n in graph.nodes if n.op == "placeholder" and n.name in users and n.users]
+    first = next(n for n in graph.nodes if n.op != "placeholder")
+    for node in inputs:
+        with graph.inserting_before(first):
+            copied = graph.call_function(aten.clone.default, (node,))
+        copied.meta = node.meta.copy()
+        node.replace_all_uses_with(copied, delete_user_cb=lambda user, copied=copied: user is not copied)
+    program.graph_module.recompile()
 
 
 def _check_static(program: torch.export.ExportedProgram) -> None:

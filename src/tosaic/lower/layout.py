@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -187,6 +187,45 @@ def constant_pad_nd(ctx: Context, x: Operand, pad: list[int], value: float = 0) 
         return x
     fill = float(value) if x.quant is None else int(x.quant.store(np.array(float(value))))
     return replace(x, value=ctx.emit(ops.Pad(tuple(n for pair in stored for n in pair), fill), x.value), bits=None)  # type: ignore[arg-type]
+
+
+def _border_pad(ctx: Context, x: Operand, pad: list[int], border: Callable[[Value, int, int, bool], Value]) -> Operand:
+    """Concatenate borders that are made of the input itself, one axis after the other, last first."""
+    x = ctx.plain(x)
+    value = x.value
+    assert value is not None
+    for i in range(len(pad) // 2):
+        axis, (before, after) = len(value.shape) - 1 - i, pad[2 * i : 2 * i + 2]
+        if min(before, after) < 0:
+            raise ctx.refuse(f"negative padding {pad} with a border mode")
+        parts = [border(value, axis, before, False)] if before else []
+        parts.append(value)
+        parts += [border(value, axis, after, True)] if after else []
+        value = ctx.emit(ops.Concat(axis), *parts) if len(parts) > 1 else value
+    return replace(x, value=value)
+
+
+@lower(aten.reflection_pad1d.default, aten.reflection_pad2d.default)
+def reflection_pad(ctx: Context, x: Operand, pad: list[int]) -> Operand:
+    """reflection_pad2d(Tensor self, SymInt[4] padding) -> Tensor"""
+
+    def border(value: Value, axis: int, count: int, far: bool) -> Value:
+        start = value.shape[axis] - 1 - count if far else 1  # the border element itself is not repeated
+        return ctx.emit(ops.Reverse(axis), sliced(ctx, value, axis, start, start + count))
+
+    return _border_pad(ctx, x, pad, border)
+
+
+@lower(aten.replication_pad1d.default, aten.replication_pad2d.default)
+def replication_pad(ctx: Context, x: Operand, pad: list[int]) -> Operand:
+    """replication_pad2d(Tensor self, SymInt[4] padding) -> Tensor"""
+
+    def border(value: Value, axis: int, count: int, far: bool) -> Value:
+        at = value.shape[axis] - 1 if far else 0
+        multiples = tuple(count if i == axis else 1 for i in range(len(value.shape)))
+        return ctx.emit(ops.Tile(multiples), sliced(ctx, value, axis, at, at + 1))
+
+    return _border_pad(ctx, x, pad, border)
 
 
 def _shuffled(ctx: Context, x: Operand, shape: Sequence[int], perm: Sequence[int], result: Sequence[int]) -> Operand:

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
-from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-from tosaic.errors import InputError, QuantizeError
+from tosaic.errors import InputError
 from tosaic.quantization.bias_correction import LIMIT, correct_biases, float_means
+from tosaic.quantization.pt2e import convert, prepare
 from tosaic.quantization.quantizer import Chosen, TosaQuantizer
 from tosaic.quantization.schemes import Recipe
 
@@ -76,22 +76,12 @@ def quantize_captured(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         plain = torch.fx.GraphModule(module, copy.deepcopy(module.graph))
-        prepared = prepare_pt2e(module, quantizer)
+        prepared = prepare(module, quantizer)
         record = calibrate(prepared, example_inputs, calibration, progress, samples)
         converted = convert(prepared)
         if recipe.bias_correction:
             correct_biases(converted, samples, float_means(plain, samples))
     return converted, quantizer.chosen, record
-
-
-def convert(prepared: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """Replace observers by quantize and dequantize operators; weights stay float, behind their quantize operator."""
-    try:
-        return convert_pt2e(prepared, fold_quantize=False)
-    except QuantizeError:
-        raise
-    except Exception as error:  # whatever torchao meets; the user gets one message
-        raise QuantizeError(f"conversion failed: {type(error).__name__}: {error}") from error
 
 
 @torch.no_grad()

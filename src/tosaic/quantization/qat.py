@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase
-from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
 
 from tosaic.errors import QuantizeError
-from tosaic.quantization.ptq import Inputs, Quantized, calibrate, convert
+from tosaic.quantization.pt2e import convert, prepare
+from tosaic.quantization.ptq import Inputs, Quantized, calibrate
 from tosaic.quantization.quantizer import TosaQuantizer
 from tosaic.quantization.schemes import Recipe
 
@@ -41,7 +41,7 @@ class QatSession:
         self._calibration: dict[str, Any] = {}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self.model = prepare_qat_pt2e(module, self._quantizer)
+            self.model = prepare(module, self._quantizer, training=True)
         # torchao forbids train() and eval() on exported models, whose batch norm and dropout are baked in; ours are modules
         self.model.train = types.MethodType(nn.Module.train, self.model)  # type: ignore[method-assign]
         self.model.eval = types.MethodType(nn.Module.eval, self.model)  # type: ignore[method-assign]

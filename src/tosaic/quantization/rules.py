@@ -64,6 +64,10 @@ _MOVES = (
     aten.pixel_shuffle.default,
     aten.pixel_unshuffle.default,
     aten.constant_pad_nd.default,
+    aten.reflection_pad1d.default,
+    aten.reflection_pad2d.default,
+    aten.replication_pad1d.default,
+    aten.replication_pad2d.default,
     aten.upsample_nearest1d.vec,
     aten.upsample_nearest2d.vec,
 )
