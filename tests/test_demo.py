@@ -79,6 +79,7 @@ def test_pictures_and_reports(output: Path, report: Report) -> None:
     html, text = (output / "report.html").read_text(), (output / "report.md").read_text()
     for model in MODELS:
         assert model in html and model in text
+    assert (output / "before_after.png").is_file()
     assert html.count("data:image/png;base64,") == len(HELD_OUT)
 
 

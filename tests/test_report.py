@@ -57,7 +57,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_the_table() -> None:
     header, body = score_table(_report())
-    assert header == ["model", "cat", "dog", "PSNR, dB", "vs FP32", "file, bytes", "operators", "seconds", "executors"]
+    assert header == ["model", "cat", "dog", "mean, dB", "vs FP32", "file, bytes", "operators", "seconds", "executors"]
     assert body[0] == ["FP32", "30.00", "32.00", "31.00", "", "", "", "", "not compiled"]
     assert body[1] == ["PTQ", "29.00", "31.50", "30.25", "-0.75", "16,144", "5", "0.8", "simulator = reference (vulkan: not run)"]
 

@@ -22,6 +22,7 @@ from tosaic.report.json import to_json
 from tosaic.report.markdown import to_markdown
 
 BASELINE = "FP32"
+SPOKEN = {"simulator": "Tosaic's simulator", "reference": "Arm's TOSA reference model", "vulkan": "Vulkan"}
 WIDTH = 140  # of the table where the output is no terminal
 
 
@@ -81,13 +82,15 @@ def _summary(story: Story) -> tuple[str, ...]:
     verdict = f"{compared:,} stored values were compared, and all are equal."
     if any(check.agrees is False for check in checks):
         verdict = "THE EXECUTORS DISAGREE; see the artifacts below."
+    *most, last = (SPOKEN[executor] for executor in ran)
+    who = f"{', '.join(most)} and {last}" if most else last
     return (
         f"A small upscaler (bilinear resize to twice the size, then three 3x3 convolutions of {CHANNELS} channels) was trained in PyTorch, "
         "quantized after training (PTQ) and in training (QAT), and compiled to .vgf files for the ML extensions for Vulkan.",
         f"Each file was read back and run on photographs that were in neither training nor calibration ({names}). The scores of the "
         "quantized models are what these files compute, not estimates: PSNR against the full-size photograph, higher is better.",
-        f"Every picture was computed by {', '.join(ran)}. {verdict}",
-        *(f"{executor} was not run: {why}." for executor, why in missing.items()),
+        f"Every picture was computed by {who}. {verdict}",
+        *(f"{SPOKEN[executor]} was not run: {why}." for executor, why in missing.items()),
     )
 
 
@@ -106,8 +109,8 @@ def _sections(story: Story, dataset: Dataset, settings: dict[str, str]) -> dict[
             **settings,
         },
         "How to read the table": {
-            "PSNR": "10 log10(1 / mean squared error) over all pixels and channels, values in [0, 1]",
-            "seconds": "from the trained network to the file; for QAT without its training, which stands below",
+            "dB": "PSNR: 10 log10(1 / mean squared error) over all pixels and channels, values in [0, 1]",
+            "seconds": "from the trained float network to the file; for QAT with its training",
             "operators": "TOSA operators in the file, constants not counted",
         },
         "Versions and machine": {

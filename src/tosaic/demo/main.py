@@ -102,9 +102,12 @@ def _ptq(story: Story, model: Upscaler, calibration: list[Tensor], scheme: str) 
 
 def _qat(story: Story, model: Upscaler, calibration: list[Tensor], dataset: Dataset) -> Quantized:
     schedule = story.plan.qat
-    with story.part("preparing QAT 8a8w", len(calibration)) as step:
+    preparing, training = "preparing QAT 8a8w", f"training QAT 8a8w, {schedule.steps} steps"
+    with story.part(preparing, len(calibration)) as step:
         session = tosaic.prepare_qat(model, calibration[0], "8a8w")
         session.calibrate(calibration, step)
-    with story.part(f"training QAT 8a8w, {schedule.steps} steps", schedule.steps) as step:
+    with story.part(training, schedule.steps) as step:
         train(session.model, Patches(dataset.images, SEED + 1), schedule, step, settle=session.freeze_observers)
-    return session.finish()
+    program = session.finish()
+    program.timings.update(prepare=story.seconds[preparing], train=story.seconds[training])
+    return program

@@ -41,7 +41,7 @@ class Convolution:
         self.node, self.op = node, node.op
         weight, self.result = node.inputs[1], node.output
         self.accumulator = torch.int32 if self.result.dtype is DType.INT32 else torch.int64
-        self.fixed = self.prepare(weight.data) if weight.is_const else None
+        self.fixed = self.prepare(weight.data) if weight.data is not None else None
 
     def prepare(self, w: np.ndarray) -> Any:
         """The weight as `blocks` wants it."""
@@ -119,8 +119,8 @@ class _Int8(Convolution):
         if kernel == (1, 1) and op.stride == (1, 1) and not any(op.pad):
             rows = as_torch(x).reshape(-1, k)
             for start in range(0, count, step):
-                part = rows[start : start + step]
-                yield start, torch._int_mm(part, matrix, out=total[: len(part)])
+                some = rows[start : start + step]
+                yield start, torch._int_mm(some, matrix, out=total[: len(some)])
             return
         x = _surrounded(x, op.pad, padding)
         windows = np.empty((min(step, count), k), np.int8)

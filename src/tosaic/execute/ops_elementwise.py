@@ -5,7 +5,7 @@ Integers wrap where the specification leaves an overflow unpredictable. f16 and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -162,7 +162,7 @@ def table(node: Node) -> Kernel:
     return kernel
 
 
-def _reduce(function: Callable[..., np.ndarray], wide: dict[DType, type] | None = None) -> Handler:
+def _reduce(function: Callable[..., np.ndarray], wide: Mapping[DType, type] | None = None) -> Handler:
     """Handler of a reduction that keeps its axis; `wide`: the type to compute in, where it is another."""
 
     def handler(node: Node) -> Kernel:

@@ -17,6 +17,7 @@ from tosaic.tosa.types import DType
 
 NHWC = (0, 2, 3, 1)
 NCHW = (0, 3, 1, 2)
+LARGEST = float(np.finfo(np.float32).max)
 # bits of |stored - zero_point|; int32 values are scaled to 24 significant bits, sign included
 _MAGNITUDE_BITS = {DType.INT8: 8, DType.INT16: 15, DType.INT32: 23, DType.INT48: 47}
 
@@ -164,18 +165,13 @@ class Context:
         if not x.clamped:
             return x
         if x.quant is None:
-            return replace(
-                x,
-                value=self.emit(ops.Clamp(max(x.low, -3.4028234663852886e38), min(x.high, 3.4028234663852886e38)), x.value),
-                low=-math.inf,
-                high=math.inf,
-            )
+            clamped = self.emit(ops.Clamp(max(x.low, -LARGEST), min(x.high, LARGEST)), x.value)  # type: ignore[arg-type]
+            return replace(x, value=clamped, low=-math.inf, high=math.inf)
         if x.quant.dtype is DType.INT48:
             x = self.uniform(x)
-        q = x.quant
-        low, high = (q.store(np.full_like(q.scales, bound)) for bound in (x.low, x.high))
-        value = x.value
+        q, value = x.quant, x.value
         assert q is not None and value is not None
+        low, high = (q.store(np.full_like(q.scales, bound)) for bound in (x.low, x.high))
         if q.dtype is DType.INT32:
             rank = len(value.shape)
             shape = (1,) * rank if not q.per_channel else (1,) * (rank - 1) + low.shape
@@ -248,7 +244,7 @@ class Context:
         x = self.resolve_clamp(x)
         assert x.value is not None and not target.per_channel
         rank = len(x.value.shape)
-        reciprocal = np.float32(1.0) / np.float32(target.scale)
+        reciprocal = np.float32(1.0) / np.float32(target.scales)
         value = self.emit(ops.Mul(), x.value, self.f32(float(reciprocal), rank))
         zp, dtype = target.zero_point, target.dtype
         if zp:

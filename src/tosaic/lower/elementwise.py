@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from tosaic.lower.context import Context
+from tosaic.lower.context import LARGEST, Context
 from tosaic.lower.operand import Operand, Quant
 from tosaic.lower.registry import lower
 from tosaic.tosa import ops
@@ -231,8 +231,7 @@ def clamp_to(ctx: Context, x: Operand, low: float, high: float) -> Operand:
     if x.quant is not None:
         return x.clamp(low, high)
     x = Operand(ctx.logical(ctx.store(x)))
-    largest = 3.4028234663852886e38
-    return Operand(ctx.emit(ops.Clamp(max(low, -largest), min(high, largest)), x.value))  # type: ignore[arg-type]
+    return Operand(ctx.emit(ops.Clamp(max(low, -LARGEST), min(high, LARGEST)), x.value))  # type: ignore[arg-type]
 
 
 @lower(aten.relu.default)

@@ -103,10 +103,10 @@ class Report:
 
 
 def score_table(report: Report) -> tuple[list[str], list[list[str]]]:
-    """Header and cells of the table; the first column is text, the last too, all between are numbers."""
+    """Header and cells of the table, PSNR in dB for each picture and their mean; the first column is text, the last too, all between are numbers."""
     pictures = list(report.rows[0].scores)
     reference = report.row(report.baseline)
-    header = ["model", *pictures, "PSNR, dB", f"vs {report.baseline}", "file, bytes", "operators", "seconds", "executors"]
+    header = ["model", *pictures, "mean, dB", f"vs {report.baseline}", "file, bytes", "operators", "seconds", "executors"]
     body = []
     for row in report.rows:
         scores = [f"{row.scores[picture]:.2f}" for picture in pictures]
