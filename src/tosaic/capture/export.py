@@ -84,6 +84,9 @@ def capture(
             raise InputError("example inputs are missing", remedy="pass example_inputs=(tensor, ...), with the shapes to compile for")
         program = _export(model, as_inputs(example_inputs))
     inputs = as_inputs(example_inputs)
+    for leaf in pytree.tree_leaves(inputs):
+        if not isinstance(leaf, torch.Tensor):
+            raise InputError(f"an input is not a tensor but {type(leaf).__name__}", remedy="set it as an attribute of the model")
     _check_static(program)
     _check_finite(program)
     _copy_inputs(program)

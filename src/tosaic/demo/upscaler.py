@@ -1,4 +1,4 @@
-"""The small upscaler of Arm's Learning Path "Quantize neural upscaling models with ExecuTorch", and a training loop for it."""
+"""The small upscaler of Arm's Learning Path on quantizing with ExecuTorch, and a training loop for it."""
 
 from __future__ import annotations
 

@@ -32,27 +32,35 @@ def _means(node: Node, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.stack([y.double().mean(others) if others else y.double() for y in outputs]).mean(0)
 
 
-class _FloatMeans(Interpreter):
-    """Records the mean output of each layer of one sample."""
+class FloatMeans(Interpreter):
+    """Runs a float module (observers may be in it) and keeps its first samples and what its layers gave for them.
+
+    Attributes:
+        samples: the first `LIMIT` inputs.
+    """
 
     def __init__(self, module: GraphModule) -> None:
         super().__init__(module)
-        self.means: dict[str, torch.Tensor] = {}
+        self.samples: list[Inputs] = []
+        self._totals: dict[str, torch.Tensor] = {}
+        self._recording = True
+
+    def sample(self, inputs: Inputs) -> None:
+        """Run one sample, its tensors flattened."""
+        self._recording = len(self.samples) < LIMIT
+        if self._recording:
+            self.samples.append(inputs)
+        self.run(*inputs, enable_io_processing=False)
 
     def run_node(self, n: Node) -> Any:
         result = super().run_node(n)
-        if _is_layer(n):
-            self.means[n.name] = self.means.get(n.name, 0) + _means(n, [result])
+        if self._recording and _is_layer(n):
+            self._totals[n.name] = self._totals.get(n.name, 0) + _means(n, [result])
         return result
 
-
-@torch.no_grad()
-def float_means(module: GraphModule, samples: Sequence[Inputs]) -> dict[str, torch.Tensor]:
-    """Mean of each output channel of each layer of the float model, by node name."""
-    recorder = _FloatMeans(module)
-    for inputs in samples:
-        recorder.run(*inputs)
-    return {name: total / len(samples) for name, total in recorder.means.items()}
+    def means(self) -> dict[str, torch.Tensor]:
+        """Mean of each output channel of each layer over the samples, by node name."""
+        return {name: total / len(self.samples) for name, total in self._totals.items()}
 
 
 class _Corrector(Interpreter):
@@ -123,7 +131,7 @@ def correct_biases(converted: GraphModule, samples: Sequence[Inputs], means: dic
 
     Args:
         samples: calibration inputs (at most `LIMIT` are sensible).
-        means: what `float_means` found on the same samples.
+        means: what `FloatMeans` found on the same samples.
     """
     _Corrector(converted, samples, means).run_all()
     converted.graph.eliminate_dead_code()

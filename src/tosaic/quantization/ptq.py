@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import time
 import warnings
@@ -16,7 +15,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from tosaic.errors import InputError
-from tosaic.quantization.bias_correction import LIMIT, correct_biases, float_means
+from tosaic.quantization.bias_correction import FloatMeans, correct_biases
 from tosaic.quantization.pt2e import convert, prepare
 from tosaic.quantization.quantizer import Chosen, TosaQuantizer
 from tosaic.quantization.schemes import Recipe
@@ -72,41 +71,33 @@ def quantize_captured(
         InputError: empty calibration, wrong shapes or types, or values that are not finite.
     """
     quantizer = TosaQuantizer(recipe)
-    samples: list[Inputs] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        plain = torch.fx.GraphModule(module, copy.deepcopy(module.graph))
         prepared = prepare(module, quantizer)
-        record = calibrate(prepared, example_inputs, calibration, progress, samples)
+        layers = FloatMeans(prepared)
+        record = calibrate(layers.sample, example_inputs, calibration, progress)
         converted = convert(prepared)
         if recipe.bias_correction:
-            correct_biases(converted, samples, float_means(plain, samples))
+            correct_biases(converted, layers.samples, layers.means())
     return converted, quantizer.chosen, record
 
 
 @torch.no_grad()
 def calibrate(
-    prepared: nn.Module,
-    example_inputs: Inputs,
-    data: Iterable[Any],
-    progress: Callable[[int], None] | None = None,
-    kept: list[Inputs] | None = None,
+    run: Callable[[Inputs], Any], example_inputs: Inputs, data: Iterable[Any], progress: Callable[[int], None] | None = None
 ) -> dict[str, Any]:
     """Run calibration data through observers.
 
     Args:
-        kept: receives the tensors of the first samples, for bias correction.
+        run: runs the observed model on one sample, its tensors flattened.
 
     Returns:
         {"samples": number of model calls, "sha256": digest of the data}.
     """
     digest, samples = hashlib.sha256(), 0
     for inputs in batches(data, example_inputs):
-        prepared(*inputs)
-        tensors = tuple(t for t in pytree.tree_leaves(inputs) if isinstance(t, torch.Tensor))
-        if kept is not None and len(kept) < LIMIT:
-            kept.append(tensors)
-        for tensor in tensors:
+        run(inputs)
+        for tensor in inputs:
             digest.update(tensor.detach().contiguous().numpy().tobytes())
         samples += 1
         if progress:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase
 
 from tosaic.errors import QuantizeError
@@ -61,7 +62,7 @@ class QatSession:
                 dropout.eval()
             for observer, _ in momenta:
                 observer.momentum = 0.0
-            self._calibration = calibrate(self.model, self._example_inputs, data, progress)
+            self._calibration = calibrate(self._run, self._example_inputs, data, progress)
         finally:
             for fold, value in zip(folds, frozen, strict=True):
                 fold.frozen = value  # type: ignore[assignment]
@@ -69,6 +70,10 @@ class QatSession:
                 dropout.train()
             for observer, momentum in momenta:
                 observer.momentum = momentum
+
+    def _run(self, inputs: Inputs) -> None:
+        """Run the model on flattened inputs."""
+        self.model(*pytree.tree_unflatten(list(inputs), pytree.tree_structure(self._example_inputs)))
 
     def _fake_quantizers(self) -> list[Any]:
         return [m for m in self.model.modules() if isinstance(m, FakeQuantizeBase)]

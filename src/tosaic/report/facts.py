@@ -103,7 +103,7 @@ class Report:
 
 
 def score_table(report: Report) -> tuple[list[str], list[list[str]]]:
-    """Header and cells of the table, PSNR in dB for each picture and their mean; the first column is text, the last too, all between are numbers."""
+    """Header and cells of the table: PSNR in dB of each picture and their mean; all columns but the first and the last are numbers."""
     pictures = list(report.rows[0].scores)
     reference = report.row(report.baseline)
     header = ["model", *pictures, "mean, dB", f"vs {report.baseline}", "file, bytes", "operators", "seconds", "executors"]
