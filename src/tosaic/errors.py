@@ -82,10 +82,15 @@ def place_of(error: BaseException) -> str | None:
     found = None
     while traceback is not None:
         name = traceback.tb_frame.f_code.co_filename
-        if not name.startswith("<") and not any(Path(name).is_relative_to(p) for p in _NOT_THE_USERS):
+        if not is_library(name):
             found = f"{name}:{traceback.tb_lineno}"
         traceback = traceback.tb_next
     return found
+
+
+def is_library(file: str) -> bool:
+    """Whether a source file is not the user's own: installed, generated, or this package."""
+    return file.startswith("<") or any(Path(file).is_relative_to(p) for p in _NOT_THE_USERS)
 
 
 # installed packages and the standard library (`bin`: the console script), and this package where it is installed editable

@@ -50,7 +50,7 @@ def test_ptq(kind: type, scheme: str, between: str, bound: float, tmp_path: Path
     outputs = {on: artifact.run(x, on=on, float_io=True)[0] for on in EXECUTORS}
     for on in EXECUTORS:
         np.testing.assert_array_equal(outputs[on], outputs["simulator"], err_msg=on)
-    batch = [x, *(s for (s,) in networks.samples(kind, 15))]
+    batch = [x, *(s for (s,) in networks.samples(kind, 100))]
     with torch.no_grad():
         exact = torch.cat([model(s) for s in batch])
     score = sqnr(exact, np.concatenate([artifact.run(s, float_io=True)[0] for s in batch]))

@@ -10,6 +10,7 @@ import operator
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 from torchao.quantization.pt2e import quantize_pt2e as _registers_quantized_decomposed  # noqa: F401
 
-from tosaic.errors import GraphError, UnsupportedError
+from tosaic.errors import GraphError, UnsupportedError, is_library
 from tosaic.lower.context import NCHW, NHWC, Context
 from tosaic.lower.operand import Operand, Quant
 from tosaic.lower.registry import LOWERINGS
@@ -323,8 +324,14 @@ def location_of(node: Node) -> Location:
     """aten operator, module path, and the user's line (the innermost outside torch)."""
     stack = node.meta.get("nn_module_stack") or {}
     path = next((p for p, _ in reversed(list(stack.values()))), "")
-    frames = [f"{file}:{line}" for file, line in _FRAME.findall(node.meta.get("stack_trace") or "") if "/torch/" not in file]
+    frames = [f"{_short(file)}:{line}" for file, line in _FRAME.findall(node.meta.get("stack_trace") or "") if not is_library(file)]
     return Location(str(node.target), path, frames[-1] if frames else "")
+
+
+def _short(file: str) -> str:
+    """A path relative to the working folder, if it is inside: what an artifact records should not depend on the machine."""
+    path = Path(file)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file
 
 
 def _all_failures(failures: list[tuple[str, str]]) -> UnsupportedError:
