@@ -23,7 +23,7 @@ def model(name: str) -> str:
 def line_of(text: str) -> str:
     """`file:line` of a line in cli_models.py."""
     lines = Path(MODELS).read_text().splitlines()
-    return f"{MODELS}:{next(i for i, line in enumerate(lines, 1) if text in line)}"
+    return f"tests/cli_models.py:{next(i for i, line in enumerate(lines, 1) if text in line)}"
 
 
 @pytest.fixture
