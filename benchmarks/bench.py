@@ -82,7 +82,8 @@ def median_of(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """The last run with its times and its memory replaced by the medians over all runs."""
     stages = {stage: statistics.median(run["seconds"][stage] for run in runs) for stage in runs[-1]["seconds"]}
     medians = {key: statistics.median(run[key] for run in runs) for key in ("back_end", "total", "processor_seconds", "peak_memory_mb")}
-    return {**runs[-1], **medians, "seconds": stages, "runs": len(runs), "totals": [run["total"] for run in runs]}
+    peaks = {stage: statistics.median(run["peaks"][stage] for run in runs) for stage in runs[-1]["peaks"]}
+    return {**runs[-1], **medians, "seconds": stages, "peaks": peaks, "runs": len(runs), "totals": [run["total"] for run in runs]}
 
 
 def comparison(ours: dict[str, Any], peer: dict[str, Any] | None) -> Table:
@@ -110,7 +111,11 @@ def comparison(ours: dict[str, Any], peer: dict[str, Any] | None) -> Table:
     row("[bold]total, s", [side["total"] for side in sides], "[bold]{:.2f}")
     row("total without imports, s", [side["total"] - side["seconds"]["imports"] for side in sides], "{:.2f}")
     row("processor time, all cores, s", [side["processor_seconds"] for side in sides], "{:.2f}")
-    row("peak memory, MB", [side["peak_memory_mb"] for side in sides], "{:.0f}")
+    table.add_section()
+    for stage in dict.fromkeys(stage for side in sides for stage in side["peaks"]):
+        row(f"peak memory by the end of {stage}, MB", [side["peaks"].get(stage) for side in sides], "{:.0f}", ratio=stage in FRONT_END)
+    row("[bold]peak memory, MB", [side["peak_memory_mb"] for side in sides], "[bold]{:.0f}")
+    table.add_section()
     row(".vgf, MB (10^6 bytes)", [side["file_bytes"] / 1e6 for side in sides], "{:.2f}")
     row("TOSA operators, without constants", [side["operator_count"] for side in sides], "{:.0f}")
     table.add_section()

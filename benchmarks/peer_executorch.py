@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from shared import CALIBRATION, HELD_OUT, Stopwatch, claim_stdout, peak_memory_mb, score, write_result
+from shared import CALIBRATION, HELD_OUT, Stopwatch, claim_stdout, score, write_result
 
 if TYPE_CHECKING:
     from executorch.exir import EdgeProgramManager
@@ -115,7 +115,6 @@ def main() -> None:
             program = torch.export.export(converted, example_inputs)
             config = EdgeCompileConfig(_check_ir_validity=False)
             edge = to_edge_transform_and_lower(program, partitioner=[VgfPartitioner(compile_spec)], compile_config=config)
-        peak = peak_memory_mb()
 
         [vgf], [tosa] = folder.glob("*.vgf"), folder.glob("*.tosa")
         held_out = images[HELD_OUT.start : HELD_OUT.stop]
@@ -128,7 +127,8 @@ def main() -> None:
             "back_end": watch.seconds["lower"],
             "total": sum(watch.seconds.values()),
             "processor_seconds": watch.processor,
-            "peak_memory_mb": peak,
+            "peak_memory_mb": watch.peaks["lower"],
+            "peaks": watch.peaks,
             "file_bytes": vgf.stat().st_size,
             "operators": operators,
             "operator_count": sum(operators.values()),

@@ -26,6 +26,7 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.peaks: dict[str, float] = {}  # most resident memory so far, MB, at the end of each stage
         self.processor = 0.0
 
     @contextlib.contextmanager
@@ -33,6 +34,7 @@ class Stopwatch:
         start, processor = time.perf_counter(), _processor_seconds()
         yield
         self.seconds[name] = time.perf_counter() - start
+        self.peaks[name] = peak_memory_mb()
         self.processor += _processor_seconds() - processor
 
 
