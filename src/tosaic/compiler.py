@@ -99,7 +99,7 @@ def prepare_qat(
     Returns:
         A session: train `session.model` in your own loop, then `session.finish()` gives what `compile` takes.
     """
-    recipe = Recipe(scheme, scope, overrides or {}, between)
+    recipe = Recipe(scheme, scope, overrides or {}, between, bias_correction=False)  # training moves the biases itself
     if spec is not None:
         recipe.check(Spec.parse(spec))
     captured = capture_for_training(model, example_inputs, keep=LOWERINGS)

@@ -97,6 +97,7 @@ class ExportOptions(CompileOptions):
     """Options of `tosaic export`."""
 
     observer: str = "minmax"
+    bias_correction: bool = True
 
 
 class QatOptions(CompileOptions):

@@ -29,7 +29,7 @@ SCORED = 8  # calibration samples that the artifact is scored on
 
 def export(options: ExportOptions) -> None:
     """Quantize after training (or compile in float), write, score, print."""
-    recipe = _recipe(options, options.observer)
+    recipe = _recipe(options, options.observer, options.bias_correction)
     in_float = recipe.scheme == "fp32" and not recipe.overrides
     _check(options, recipe)
     if options.calibration is None and not in_float:
@@ -56,6 +56,7 @@ def export(options: ExportOptions) -> None:
                 overrides=recipe.overrides,
                 between=recipe.between,
                 observer=recipe.observer,
+                bias_correction=recipe.bias_correction,
                 spec=options.spec,
                 progress=at.at,
                 dump=options.dump,
@@ -115,8 +116,8 @@ def train(options: QatOptions) -> None:
 # Checks that need no torch
 
 
-def _recipe(options: CompileOptions, observer: str = "minmax") -> Recipe:
-    return Recipe(options.scheme, options.scope, options.override, options.between, observer)
+def _recipe(options: CompileOptions, observer: str = "minmax", bias_correction: bool = False) -> Recipe:
+    return Recipe(options.scheme, options.scope, options.override, options.between, observer, bias_correction)
 
 
 def _check(options: CompileOptions, recipe: Recipe) -> None:

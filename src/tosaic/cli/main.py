@@ -92,6 +92,7 @@ def export(
     override: o.Override = None,
     between: o.Between = None,
     observer: o.Observer = None,
+    bias_correction: o.BiasCorrection = None,
     spec: o.SpecText = None,
     input_shape: o.InputShape = None,
     samples: o.Samples = None,

@@ -63,6 +63,14 @@ Observer = Annotated[
     str | None,
     Option("--observer", metavar="minmax|percentile", show_default="minmax", help="Ranges: the extremes seen, or the 99.99th percentile."),
 ]
+BiasCorrection = Annotated[
+    bool | None,
+    Option(
+        "--bias-correction/--no-bias-correction",
+        show_default="bias-correction",
+        help="Move the mean output of each layer to the float model's, by its bias.",
+    ),
+]
 SpecText = Annotated[
     str | None,
     Option("--spec", metavar="TOSA-1.0+INT", help="What the target has, which is law; without it the smallest that holds the scheme."),
