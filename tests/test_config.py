@@ -112,7 +112,8 @@ def test_commands_and_models_have_the_same_options_and_the_help_shows_the_true_d
             assert parameter.default is None
             if isinstance(shown := option.show_default, str):
                 default = fields[name].default
-                assert shown == ("no-strict" if name == "strict" and default is False else str(default)), (command, name)
+                flag = name.replace("_", "-")
+                assert shown == ((flag if default else f"no-{flag}") if isinstance(default, bool) else str(default)), (command, name)
 
 
 def test_the_help_names_what_the_library_knows() -> None:

@@ -67,7 +67,7 @@ class Artifact:
             inputs: arrays or tensors in order, one alone, or a mapping by input name.
             on: "simulator", "reference" (Arm's TOSA reference model) or "vulkan".
             float_io: True: float inputs are quantized and outputs dequantized by the passport's scales; False: stored
-                values in and out; None: decided by whether the first input is float where the artifact's is not.
+                values in and out; None: decided by whether an input is float where the artifact's is not.
 
         Returns:
             One array for each output.
@@ -101,9 +101,11 @@ class Artifact:
         return [_array(x) for x in inputs]
 
     def _stored(self, array: np.ndarray, port: PortRecord, value: Value, float_io: bool) -> np.ndarray:
-        if port.layout == "nhwc" and array.ndim == 4 and array.shape != value.shape:
+        if port.layout == "nhwc" and array.ndim == 4:
             transposed = array.transpose(0, 2, 3, 1)
-            array = transposed if transposed.shape == value.shape else array
+            # either layout is taken; where the shape does not tell, real values have the model's own, stored ones the file's
+            if transposed.shape == value.shape and (float_io or array.shape != value.shape):
+                array = transposed
         if array.shape != value.shape:
             raise InputError(f"input '{port.name}': expected shape {list(value.shape)}, found {list(array.shape)}")
         if float_io and port.scale is not None:

@@ -18,6 +18,7 @@ from torch import nn
 
 aten = torch.ops.aten
 _FOLDS_INTO = (aten.convolution.default, aten.linear.default)
+TINY_GAMMA = 2.0**-20
 
 
 def canonicalize_batch_norm(module: torch.fx.GraphModule) -> None:
@@ -25,10 +26,10 @@ def canonicalize_batch_norm(module: torch.fx.GraphModule) -> None:
     for node in list(module.graph.nodes):
         if node.target is not aten._native_batch_norm_legit_no_training.default:
             continue
-        x, gamma, beta, mean, var, _, eps = node.args
+        x, gamma, beta, mean, var, momentum, eps = node.args
         results = [u for u in node.users if u.target is operator.getitem and u.args[1] == 0]
         with module.graph.inserting_before(node):
-            single = module.graph.call_function(aten.batch_norm.default, (x, gamma, beta, mean, var, False, 0.1, eps, False))
+            single = module.graph.call_function(aten.batch_norm.default, (x, gamma, beta, mean, var, False, momentum, eps, False))
         single.meta = {**node.meta, "val": node.meta["val"][0]}
         for result in results:
             result.replace_all_uses_with(single)
@@ -119,17 +120,27 @@ class SimulatedFold(nn.Module):
     mode (or frozen) the result is exactly that of the folded convolution.
     """
 
-    def __init__(self, gamma: torch.Tensor | None, beta: torch.Tensor | None, mean: torch.Tensor, var: torch.Tensor, eps: float) -> None:
+    def __init__(
+        self,
+        gamma: torch.Tensor | None,
+        beta: torch.Tensor | None,
+        mean: torch.Tensor,
+        var: torch.Tensor,
+        eps: float,
+        momentum: float = 0.1,
+    ) -> None:
         super().__init__()
         channels = mean.numel()
         self.weight = nn.Parameter(torch.ones(channels) if gamma is None else gamma.detach().clone(), requires_grad=gamma is not None)
         self.bias = nn.Parameter(torch.zeros(channels) if beta is None else beta.detach().clone(), requires_grad=beta is not None)
         self.register_buffer("running_mean", mean.detach().clone())
         self.register_buffer("running_var", var.detach().clone())
-        self.eps, self.momentum, self.frozen = eps, 0.1, False
+        self.eps, self.momentum, self.frozen = eps, momentum, False
 
     def scale(self) -> torch.Tensor:
-        return self.weight * torch.rsqrt(self.running_var + self.eps)
+        # gammas of zero are usual at the start of residual branches; the scale must stay a divisor
+        gamma = torch.where(self.weight.abs() < TINY_GAMMA, TINY_GAMMA, self.weight)
+        return gamma * torch.rsqrt(self.running_var + self.eps)
 
     def folded_bias(self, bias: torch.Tensor | None) -> torch.Tensor:
         mean = self.running_mean if bias is None else self.running_mean - bias
@@ -150,7 +161,8 @@ def simulate_folding(module: torch.fx.GraphModule) -> None:
     for i, (conv, norm) in enumerate(_foldable(module)):
         gamma, beta, mean, var = (get_parameter(module, n) for n in norm.args[1:5])
         assert mean is not None and var is not None
-        fold = SimulatedFold(gamma, beta, mean, var, norm.args[7])
+        momentum = norm.args[6] or 0.1  # export writes 0 for None, a cumulative average
+        fold = SimulatedFold(gamma, beta, mean, var, norm.args[7], momentum)
         module.add_submodule(f"fold_{i}", fold)
         module.add_submodule(f"fold_{i}_weight", ScaleWeight(fold, conv))
         bias = conv.args[2] if len(conv.args) > 2 else None

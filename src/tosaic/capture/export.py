@@ -33,6 +33,8 @@ _ALIASES = {
     aten.contiguous.default,
     aten.dropout.default,
 }
+# Checks that torch.export leaves beside a cast and the like; they hold by now, and have no result.
+_CHECKS = {aten._assert_tensor_metadata.default, aten._assert_scalar.default, aten._assert_async.msg}
 
 
 @dataclass
@@ -87,6 +89,10 @@ def capture(
     for leaf in pytree.tree_leaves(inputs):
         if not isinstance(leaf, torch.Tensor):
             raise InputError(f"an input is not a tensor but {type(leaf).__name__}", remedy="set it as an attribute of the model")
+        if leaf.is_floating_point() and leaf.dtype is not torch.float32:
+            raise InputError(
+                f"an input has type {leaf.dtype}; float models are compiled from float32", remedy="use model.float() and float32 inputs"
+            )
     _check_static(program)
     _check_finite(program)
     _copy_inputs(program)
@@ -205,6 +211,7 @@ def _drop_aliases(module: torch.fx.GraphModule) -> None:
         same = node.op == "call_function" and (node.target in _ALIASES or _is_no_op(node))
         if same:
             node.replace_all_uses_with(node.args[0])
+        if same or node.target in _CHECKS:
             module.graph.erase_node(node)
 
 

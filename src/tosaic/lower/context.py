@@ -171,6 +171,10 @@ class Context:
             x = self.uniform(x)
         q, value = x.quant, x.value
         assert q is not None and value is not None
+        if q.dtype is DType.INT16 and not self.spec.holds("int16"):  # CLAMP on int16 is the extension's; MAXIMUM on int32 is not
+            wide = replace(q, dtype=DType.INT32)
+            done = self.resolve_clamp(replace(x, value=self.rescale(value, q, wide), quant=wide))
+            return replace(done, value=self.rescale(done.value, wide, q), quant=q)  # type: ignore[arg-type]
         low, high = (q.store(np.full_like(q.scales, bound)) for bound in (x.low, x.high))
         if q.dtype is DType.INT32:
             rank = len(value.shape)

@@ -38,6 +38,25 @@ def _accumulator(x: Operand, weight: Operand, channels: int) -> Quant:
     return Quant(tuple(float(s) for s in scales * float(x.quant.scale)), 0, dtype)  # type: ignore[arg-type]
 
 
+def _with_room_for_bias(x: Operand, weight: Operand, bias: Operand | None, axis: int, groups: int = 1) -> Operand:
+    """`weight` at coarser scales in channels whose bias would not fit the accumulator.
+
+    Where a folded batch norm has a gamma near zero, weights and with them the accumulator's scale are tiny, the bias is not.
+    What the weights lose is below 2^-15 of that bias.
+    """
+    if bias is None or x.quant is None or weight.quant is None:
+        return weight
+    largest = np.abs(bias.reals()).reshape(groups, -1).max(0)  # the groups of a transposed convolution share their scales
+    scales = np.broadcast_to(weight.quant.scales, largest.shape)
+    over = largest / (scales * float(x.quant.scale) * 2.0 ** (29 if x.quant.dtype is DType.INT8 else 45))  # type: ignore[arg-type]
+    if (over <= 1).all():
+        return weight
+    factors = 2.0 ** np.ceil(np.log2(np.maximum(over, 1.0)))
+    stored = np.moveaxis(np.rint(np.moveaxis(np.asarray(weight.array), axis, -1) / factors), -1, axis)
+    quant = replace(weight.quant, scale=tuple((scales * factors).tolist()))
+    return replace(weight, array=stored.astype(np.int64), quant=quant, axis=axis)
+
+
 def _bits(x: Operand, weight: np.ndarray, terms_axis: tuple[int, ...], bias: Value) -> int | None:
     """Magnitude bits of an accumulator: of the largest sum that these weights can make."""
     if x.quant is None:
@@ -104,6 +123,7 @@ def convolution(
         raise ctx.refuse("convolution whose weight is not a constant")
     if not _is_integer_mac(ctx, x, weight):
         x, weight = ctx.floats(x)[0], Operand(array=weight.reals())
+    weight = _with_room_for_bias(x, weight, bias, 1, groups) if transposed else _with_room_for_bias(x, weight, bias, 0)
     # a single number stands for all dimensions
     stride, padding, dilation, output_padding = (
         list(v) * spatial if len(v) == 1 else list(v) for v in (stride, padding, dilation, output_padding)
@@ -249,6 +269,7 @@ def linear(ctx: Context, x: Operand, weight: Operand, bias: Operand | None = Non
         raise ctx.refuse("linear whose weight is not a constant")
     if not _is_integer_mac(ctx, x, weight):
         x, weight = ctx.floats(x)[0], Operand(array=weight.reals())
+    weight = _with_room_for_bias(x, weight, bias, 0)
     integer = x.quant is not None
     w = np.asarray(weight.array)
     acc = _accumulator(x, weight, w.shape[0]) if integer else None

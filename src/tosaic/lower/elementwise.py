@@ -59,10 +59,14 @@ def add_operands(ctx: Context, a: Operand, b: Operand, op: ops.Op, sign: float =
     a, b = broadcast_ranks(ctx, a, b)
     if not _is_integer(a, b):
         return _float_binary(ctx, op, a, b)
+    want, wide = ctx.want, any(x.quant is not None and x.quant.dtype is DType.INT32 and x.bits is None and not x.is_const for x in (a, b))
+    # where large operands cancel, they do not fit the scale of their small sum
+    fits = want is not None and max(_reach(ctx, a), _reach(ctx, b)) <= float(want.scales) * 2.0 ** (26 if wide else 29)
+    ctx.want = want if fits else None
     a, b = (ctx.resolve_clamp(ctx.uniform(x)) if not x.is_const else x for x in (a, b))
-    if ctx.want is not None and ctx.want.dtype is DType.INT32:
-        scale = float(ctx.want.scale)  # type: ignore[arg-type]
-        bits = None
+    ctx.want = want
+    if fits and want is not None and want.dtype is DType.INT32:
+        scale, bits = float(want.scales), None
     elif any(x.quant is not None and x.quant.dtype is DType.INT32 and x.bits is None and not x.is_const for x in (a, b)):
         scale, bits = max(_reach(ctx, a), _reach(ctx, b)) / 2.0**23, 24
     else:

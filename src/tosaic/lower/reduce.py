@@ -234,8 +234,9 @@ def _uneven_means(ctx: Context, x: Operand, sizes: Sequence[tuple[int, int]]) ->
     x = ctx.plain(x) if integer else ctx.floats(x)[0]
     value, scale, bits = x.value, 1.0, None
     if integer:
-        # 12 more bits than the input has, so that the two roundings are far below its own
-        extra = 12 if ctx.magnitude_bits(x) <= 15 else 0
+        # up to 12 more bits than the input has, so that the two roundings are far below its own; sums stay below 2^30
+        longest = max(-(-x.shape[axis] // count) + 1 for axis, count in sizes)
+        extra = min(12 if ctx.magnitude_bits(x) <= 15 else 0, 30 - ctx.magnitude_bits(x) - math.ceil(math.log2(longest)))
         scale, bits = float(x.quant.scale) / 2.0**extra, ctx.magnitude_bits(x) + extra  # type: ignore[union-attr, arg-type]
         value = ctx.to_i32(x, scale).value
     for axis, count in sizes:

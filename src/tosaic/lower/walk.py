@@ -168,6 +168,8 @@ class _Walk:
         return Operand(value, quant=stored, perm=perm)
 
     def _output(self, leaf: Any, name: str, taken: list[Value]) -> tuple[Value, Port]:
+        if not isinstance(leaf, Node | bool | int | float):
+            raise UnsupportedError(f"output '{name}' is not a tensor but {type(leaf).__name__}", remedy="return tensors only")
         x = self.results[leaf] if isinstance(leaf, Node) else Operand(array=np.array(leaf))
         with self.builder.at(name):
             x = self.ctx.store(self.ctx.resolve_clamp(self.ctx.uniform(x)))

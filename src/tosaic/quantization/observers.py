@@ -13,7 +13,8 @@ from tosaic.errors import QuantizeError
 
 TINY = 2.0**-100  # stands for the scale of a value that is always zero; its reciprocal is finite in float32
 _PERCENTILE = 0.9999
-_BINS = 4096
+_OCTAVES = 32  # the histogram covers magnitudes from 2^-32 to 2^32
+_BINS = 2 * _OCTAVES * 128
 _SAMPLE = 1 << 16  # elements of a tensor that go into the histogram
 
 
@@ -115,7 +116,7 @@ class Observer(ObserverBase):
         """Add |x| (a sample of it, if large) to a histogram over powers of two (1/128 octave a bin), so that it never needs a new range."""
         flat = x.detach().flatten()
         magnitude = flat[:: max(1, flat.numel() // _SAMPLE)].abs().float()
-        position = (torch.log2(magnitude.clamp(min=2.0**-24)) * 128 + 24 * 128).long().clamp(0, _BINS - 1)
+        position = ((torch.log2(magnitude.clamp(min=2.0**-_OCTAVES)) + _OCTAVES) * 128).long().clamp(0, _BINS - 1)
         counts = torch.bincount(position, minlength=_BINS)
         self._histogram = counts if self._histogram is None else self._histogram + counts
 
@@ -130,7 +131,7 @@ class Observer(ObserverBase):
         if self._histogram is None:
             return self.low, self.high
         share = self._histogram.cumsum(0).double() / self._histogram.sum()
-        edge = 2.0 ** ((int((share < _PERCENTILE).sum()) + 1) / 128 - 24)
+        edge = 2.0 ** ((int((share < _PERCENTILE).sum()) + 1) / 128 - _OCTAVES)
         return self.low.clamp(min=-edge), self.high.clamp(max=edge)
 
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:

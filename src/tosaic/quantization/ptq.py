@@ -97,7 +97,7 @@ def calibrate(
     for inputs in batches(data, example_inputs):
         run(inputs)
         for tensor in inputs:
-            digest.update(tensor.detach().contiguous().numpy().tobytes())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         samples += 1
         if progress:
             progress(samples)

@@ -14,9 +14,10 @@ import torch
 from torch.fx import Node
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer, SharedQuantizationSpec
 
+from tosaic.errors import InputError
 from tosaic.quantization.observers import FakeQuantize, Observer
 from tosaic.quantization.rules import RULES, Kind, Rule, aten
-from tosaic.quantization.schemes import INT32, PRECISIONS, Precision, Recipe, Scheme
+from tosaic.quantization.schemes import INT32, PRECISIONS, Precision, Recipe, Scheme, matches
 
 _KEY = "quantization_annotation"
 _NARROW = (Kind.MAC, Kind.TABLE, Kind.POOL, Kind.INDEX)
@@ -61,17 +62,37 @@ class TosaQuantizer(Quantizer):
         self.chosen: dict[str, Chosen] = {}
 
     def annotate(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
+        """Annotate the operators of a captured graph.
+
+        Raises:
+            InputError: an override names nothing in it.
+        """
+        self._check_overrides(model)
         self._constant = _constants(model)
         for node in model.graph.nodes:
             if node.op == "call_function" or self._is_simulated(node) or _is_dropout(node):
                 self.chosen[node.name] = self._choose(model, node)
         self._fused = {n for n in model.graph.nodes if self._fuses_with_producer(n)}
+        # torchao wants what is shared to come before what shares it: a concatenation has the scale of its first operand
+        self._first_of: dict[Node, Node] = {}
+        for node in model.graph.nodes:
+            if (cat := self._only_concatenated(node)) is not None:
+                self._first_of[node] = self._first_of.setdefault(cat, node)
         for node in model.graph.nodes:
             if node.op == "placeholder":
                 self._annotate_input(node)
             elif node.name in self.chosen and self.chosen[node.name].scheme is not None:
                 self._annotate_operator(node)
         return model
+
+    def _check_overrides(self, model: torch.fx.GraphModule) -> None:
+        names = {(module_path(n), aten_name(n)) for n in model.graph.nodes if n.op == "call_function"}
+        for pattern in self.recipe.overrides:
+            if not any(matches(pattern, *name) for name in names):
+                paths = sorted({path for path, _ in names if path})
+                inside = any(path.startswith(f"{pattern}.") for path in paths)
+                remedy = f"write '{pattern}.*' for what is inside it" if inside else f"modules are {', '.join(paths) or 'none'}"
+                raise InputError(f"override '{pattern}' names no module or operator of the model", remedy=remedy)
 
     def validate(self, model: torch.fx.GraphModule) -> None:
         """Nothing to check: `annotate` writes rules only."""
@@ -217,15 +238,17 @@ class TosaQuantizer(Quantizer):
         if rule.kind in (Kind.MOVE, Kind.POOL) and node.target is not aten.cat.default:
             source = node.args[0]
             return SharedQuantizationSpec((source, node) if source in annotation.input_qspec_map else source)
-        if precision.dtype is not INT32.dtype and (cat := self._only_concatenated(node, rule, precision)) is not None:
-            return SharedQuantizationSpec(cat)
-        return self._activation(precision, node.name, rule.fixed_range)
+        first = self._first_of.get(node, node)
+        return self._activation(precision, node.name, rule.fixed_range) if first is node else SharedQuantizationSpec(first)
 
-    def _only_concatenated(self, node: Node, rule: Rule, precision: Precision) -> Node | None:
+    def _only_concatenated(self, node: Node) -> Node | None:
         """The concatenation that is a value's only reader, if both can have one scale: then it costs no requantization."""
-        users = list(node.users)
-        alone = len(users) == 1 and users[0].target is aten.cat.default and rule.kind in (Kind.MAC, Kind.WIDE, Kind.CLAMP)
-        return users[0] if alone and self._precision(users[0]) == precision else None
+        rule, users = self._rule(node), list(node.users)
+        if rule is None or rule.kind not in (Kind.MAC, Kind.WIDE, Kind.CLAMP) or len(users) != 1 or users[0].target is not aten.cat.default:
+            return None
+        precision = self._precision(node)
+        narrow = precision is not None and precision is not INT32
+        return users[0] if narrow and self._precision(users[0]) == precision else None
 
     def _activation(self, precision: Precision | None, label: str, fixed: tuple[float, float] | None = None) -> QuantizationSpec:
         assert precision is not None

@@ -97,7 +97,7 @@ class Recipe:
         """The scheme of one operator; the last override that matches wins."""
         found = self.scheme if self.scope == "full" or is_linear else "fp32"
         for pattern, scheme in self.overrides.items():
-            if aten == pattern or module_path == pattern or fnmatch.fnmatch(module_path, pattern):
+            if matches(pattern, module_path, aten):
                 found = scheme
         return SCHEMES[found]
 
@@ -125,6 +125,11 @@ class Recipe:
             what = f"{self.scheme}{', scope ' + self.scope if self.scope != 'full' else ''}{' with overrides' if self.overrides else ''}"
             kinds = " and ".join(f"the {r} {'profile' if r in ('INT', 'FP') else 'extension'}" for r in missing)
             raise SpecError(f"{what} needs {kinds}, which {spec} does not have", remedy=f"use --spec {spec.plus(*missing)}")
+
+
+def matches(pattern: str, module_path: str, aten: str) -> bool:
+    """Whether an override's pattern names an operator."""
+    return pattern in (aten, module_path) or fnmatch.fnmatch(module_path, pattern)
 
 
 def _known(what: str, value: str, known: object) -> None:
