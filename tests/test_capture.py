@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import tosaic
-from tosaic.errors import CaptureError
+from tosaic.errors import CaptureError, InputError, UnsupportedError
 
 
 class Flat(nn.Module):
@@ -66,3 +66,23 @@ def test_in_place_operators_on_inputs_write_to_a_copy() -> None:
     artifact = tosaic.compile(model, (x.clone(),))
     assert len(artifact.passport.outputs) == 1
     np.testing.assert_allclose(artifact.run(x)[0], exact, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_other_floats_are_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(InputError, match=f"an input has type {dtype}, expected float32"):
+        tosaic.compile(nn.Conv2d(1, 2, 3).to(dtype), torch.rand(1, 1, 4, 4, dtype=dtype))
+
+
+def test_what_is_no_model_is_refused() -> None:
+    with pytest.raises(InputError, match=r"the model is function, expected a torch\.nn\.Module"):
+        tosaic.compile(lambda x: x, torch.rand(1))
+
+
+def test_an_output_that_is_none_is_refused() -> None:
+    class Pair(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:
+            return x * 2, None
+
+    with pytest.raises(UnsupportedError, match="output 'output_1' is not a tensor but NoneType"):
+        tosaic.compile(Pair(), torch.rand(1, 4))

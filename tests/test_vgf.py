@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tosaic import converter
-from tosaic.emit.files import atomic_write
+from tosaic.emit.files import atomic_write, atomic_write_all
 from tosaic.emit.flatbuffer import serialize
 from tosaic.emit.read import read_tosa, read_vgf
 from tosaic.emit.vgf import to_vgf, write_vgf
@@ -448,3 +448,12 @@ def test_atomic_write_keeps_the_old_file_when_it_fails(tmp_path: Path, monkeypat
     with pytest.raises(EmitError, match="No space left on device"):
         atomic_write(target, b"third")
     assert [p.name for p in target.parent.iterdir()] == ["file"] and target.read_bytes() == b"second"
+
+
+def test_files_that_belong_together_are_replaced_together(tmp_path: Path) -> None:
+    atomic_write_all({tmp_path / "a": b"first", tmp_path / "b": b"first"})
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(EmitError, match=r"cannot write .*folder: Is a directory"):
+        atomic_write_all({tmp_path / "a": b"second", tmp_path / "b": b"second", tmp_path / "folder": b"second"})
+    assert {p.name for p in tmp_path.iterdir()} == {"a", "b", "folder"}
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() == b"first"

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from tosaic.emit.files import atomic_write
+from tosaic.emit.files import atomic_write_all
 from tosaic.emit.flatbuffer import serialize
-from tosaic.emit.passport import Passport, PortRecord, read_passport, write_passport
+from tosaic.emit.passport import Passport, PortRecord, encode_passport, passport_path, read_passport
 from tosaic.emit.read import read_tosa, read_vgf
 from tosaic.emit.vgf import to_vgf
 from tosaic.errors import ExecuteError, InputError
@@ -44,7 +44,7 @@ class Artifact:
     path: Path | None = None
 
     def save(self, path: Path | str) -> Path:
-        """Write the `.vgf` (or `.tosa`, by the suffix) and its passport; both whole or not at all.
+        """Write the `.vgf` (or `.tosa`, by the suffix) and its passport; neither is replaced before both are written.
 
         Raises:
             InputError: the suffix is neither.
@@ -55,8 +55,7 @@ class Artifact:
             raise InputError(f"cannot write {path}: the suffix is neither .vgf nor .tosa", remedy="name it like model.vgf")
         data = to_vgf(self.graph) if path.suffix == ".vgf" else serialize(self.graph)
         self.passport.sha256 = hashlib.sha256(data).hexdigest()
-        atomic_write(path, data)
-        write_passport(self.passport, path)
+        atomic_write_all({path: data, passport_path(path): encode_passport(self.passport)})
         self.path = path
         return path
 
@@ -145,11 +144,13 @@ class Artifact:
 
         if (reason := available()) is not None:
             raise ExecuteError(f"Vulkan cannot run here: {reason}", remedy="tosaic doctor says what is missing")
-        path = self.path
-        if path is None or path.suffix != ".vgf":
-            self._scratch = tempfile.TemporaryDirectory(prefix="tosaic-")
-            path = Path(self._scratch.name) / "model.vgf"
-            atomic_write(path, to_vgf(self.graph))
+        # a copy: another artifact may be saved under the same name while this one is in use
+        data = self.path.read_bytes() if self.path is not None and self.path.is_file() else b""
+        if self.path is None or self.path.suffix != ".vgf" or hashlib.sha256(data).hexdigest() != self.passport.sha256:
+            data = to_vgf(self.graph)
+        self._scratch = tempfile.TemporaryDirectory(prefix="tosaic-")
+        path = Path(self._scratch.name) / "model.vgf"
+        path.write_bytes(data)
         return Vulkan(path).run
 
 
@@ -204,10 +205,10 @@ def load(path: Path | str) -> Artifact:
     if path.suffix not in (".vgf", ".tosa"):
         raise InputError(f"{path}: the suffix is neither .vgf nor .tosa")
     graph = read_vgf(path) if path.suffix == ".vgf" else read_tosa(path)
-    passport = read_passport(path)
+    passport, digest = read_passport(path), hashlib.sha256(path.read_bytes()).hexdigest()
     if passport is None:
-        passport = Passport(name=path.stem, spec="", inputs=_ports(graph.inputs), outputs=_ports(graph.outputs))
-    elif passport.sha256 and passport.sha256 != hashlib.sha256(path.read_bytes()).hexdigest():
+        passport = Passport(name=path.stem, spec="", sha256=digest, inputs=_ports(graph.inputs), outputs=_ports(graph.outputs))
+    elif passport.sha256 and passport.sha256 != digest:
         raise InputError(f"{path.with_suffix('.json')} belongs to another file than {path}", remedy="export again, or remove the passport")
     passport.operators = operator_counts(graph)
     return Artifact(graph, passport, path=path)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import networks
@@ -9,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from networks import Audio, Classifier, MobileBlock, UNet, Upscaler
+from torch import nn
 
 import tosaic
 
@@ -38,7 +42,9 @@ def through_file(artifact: tosaic.Artifact, folder: Path) -> tosaic.Artifact:
         (MobileBlock, "8a8w", "int32", 28),
         (MobileBlock, "16a8w", "int32", 36),
         (UNet, "8a8w", "int32", 36),
+        (UNet, "8a8w", "int8", 36),
         (UNet, "16a8w", "int32", 44),
+        (UNet, "16a8w", "int16", 44),
         (Audio, "8a8w", "int32", 26),
         (Audio, "16a8w", "int32", 38),
     ],
@@ -117,3 +123,102 @@ def test_strict_refuses_floats() -> None:
     quantized = tosaic.quantize(model, (x,), networks.samples(UNet), overrides={"out": "fp32"})
     with pytest.raises(tosaic.TosaicError, match=r"convolution.*override"):
         tosaic.compile(quantized, strict=True)
+
+
+class TinyGamma(nn.Module):
+    """A channel whose batch norm folds to weights near zero beside a bias that is not."""
+
+    def __init__(self, gamma: float) -> None:
+        super().__init__()
+        self.conv, self.norm, self.up = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 4, 2, groups=2)
+        self.head = nn.BatchNorm2d(4)
+        for norm in (self.norm, self.head):
+            norm.weight.data[1], norm.bias.data[:] = gamma, torch.tensor([0.5, 0.7, -0.2, 1.5])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.up(self.norm(self.conv(x))))
+
+
+class Cancels(nn.Module):
+    """A sum that is much smaller than what is added, and read by arithmetic."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        large = y * 1000 + x * 0.001
+        return self.last(((large + y) - large) + ((y + 1000) - 1000) + y)
+
+
+@pytest.mark.parametrize("scheme", ["8a8w", "16a8w"])
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        *((functools.partial(TinyGamma, gamma), (1, 3, 8, 8)) for gamma in (1e-6, 1e-12, 0.0)),
+        (Cancels, (1, 3, 8, 8)),
+        # sums of windows of 34 x 34 values near the end of their range
+        (lambda: nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(3)), (1, 3, 100, 100)),
+    ],
+)
+def test_integers_hold_what_they_must(model: Callable[[], nn.Module], shape: tuple[int, ...], scheme: str) -> None:
+    """The artifact is as near to the float model as its fake quantization is: nothing saturates or overflows inside."""
+    torch.manual_seed(0)
+    module = model().eval()
+    batch = [(1 - 0.1 * torch.rand(shape) * (1 if shape[-1] > 8 else 20),) for _ in range(4)]
+    quantized = tosaic.quantize(module, batch[0], batch, scheme)
+    artifact = tosaic.compile(quantized)
+    with torch.no_grad():
+        exact = torch.cat([module(*s) for s in batch])
+    found = np.concatenate([artifact.run(s, float_io=True)[0] for s in batch])
+    assert sqnr(exact, found) >= sqnr(exact, torch.cat([quantized(*s) for s in batch])) - 0.3
+    np.testing.assert_array_equal(artifact.run(batch[0])[0], artifact.run(batch[0], on="reference")[0])
+
+
+def test_percentile_ranges_hold_large_values() -> None:
+    model, batch = nn.Conv2d(3, 4, 3).eval(), [torch.rand(1, 3, 8, 8) * 60000 for _ in range(4)]
+    quantized = tosaic.quantize(model, batch[0], batch, observer="percentile", bias_correction=False)
+    with torch.no_grad():
+        assert sqnr(model(batch[0]), quantized(batch[0])) > 30
+
+
+def test_int16_between_needs_no_extension() -> None:
+    """CLAMP on int16 is the extension's: limits of values between are set in int32."""
+    model, x = networks.make(Classifier)
+    quantized = tosaic.quantize(model, (x,), [*networks.samples(Classifier), (x,)], between="int16")
+    artifact = tosaic.compile(quantized, spec="TOSA-1.0+INT")
+    found = artifact.run(x, float_io=True)[0]
+    np.testing.assert_array_equal(found, artifact.run(x, on="reference", float_io=True)[0])
+    with torch.no_grad():
+        assert sqnr(model(x), found) > 26
+
+
+def test_channels_last_cubes() -> None:
+    """Where a shape does not tell the layout, real values have the model's own, stored ones the file's."""
+    model, batch = nn.Conv2d(4, 4, 3, padding=1).eval(), [torch.randn(1, 4, 4, 4) for _ in range(3)]
+    quantized = tosaic.quantize(model, batch[0], batch)
+    plain, last = (tosaic.compile(quantized, io_layout=layout) for layout in ("model", "nhwc"))
+    np.testing.assert_array_equal(plain.run(batch[0])[0], last.run(batch[0])[0])
+    port = plain.passport.inputs[0]
+    stored = np.rint(batch[0].numpy() / port.scale + port.zero_point).clip(-128, 127).astype(np.int8)
+    [expected], [found] = plain.run(stored), last.run(stored.transpose(0, 2, 3, 1))
+    np.testing.assert_array_equal(expected, found.transpose(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "remedy"), [("haed.*", "did you mean 'head'?"), ("x.y", "known are "), ("blocks", "'blocks.*' for what is inside")]
+)
+def test_an_override_that_names_nothing(pattern: str, remedy: str) -> None:
+    model, x = networks.make(Classifier)
+    with pytest.raises(tosaic.TosaicError, match=f"override '{re.escape(pattern)}' names no module") as error:
+        tosaic.quantize(model, (x,), networks.samples(Classifier), overrides={pattern: "fp32"})
+    assert remedy in str(error.value)
+
+
+def test_an_artifact_runs_what_it_is_though_its_file_is_replaced(tmp_path: Path) -> None:
+    x = torch.rand(1, 3, 8, 8)
+    first, second = (tosaic.compile(nn.Conv2d(3, 3, 1).eval(), x, name=name) for name in ("first", "second"))
+    first.save(tmp_path / "model.vgf")
+    second.save(tmp_path / "model.vgf")
+    np.testing.assert_allclose(first.run(x, on="vulkan")[0], first.run(x)[0], rtol=1e-4, atol=1e-5)

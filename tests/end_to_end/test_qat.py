@@ -152,3 +152,20 @@ def test_diverged_weights_are_refused() -> None:
         parameter.fill_(float("nan"))
     with pytest.raises(tosaic.TosaicError, match="not finite after training"):
         session.finish()
+
+
+def test_gammas_of_zero_and_momentum() -> None:
+    """Residual branches start at zero; the running statistics follow the user's momentum."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4, momentum=0.5))
+    model[1].weight.data[:2] = 0.0
+    x = torch.randn(4, 3, 6, 6)
+    session = tosaic.prepare_qat(model, x[:1])
+    y = session.model(x)
+    y.square().mean().backward()
+    [gamma] = [p for n, p in session.model.named_parameters() if n == "fold_0.weight"]
+    assert torch.isfinite(y).all() and torch.isfinite(gamma.grad).all()
+    model.train()
+    model(x)
+    found = session.model.get_submodule("fold_0").running_var
+    torch.testing.assert_close(found, model[1].running_var, rtol=0.05, atol=0)
+    session.finish()

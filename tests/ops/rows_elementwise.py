@@ -66,6 +66,11 @@ ARITHMETIC = (
     function("mul", MUL, torch.mul, PICTURE, PICTURE),
     function("mul_broadcast", MUL, torch.mul, (2, 3, 5, 6), (3, 1, 1)),
     function("mul_square", MUL, lambda a: a * a, PICTURE),
+    function("square", MUL, lambda a: a**2, PICTURE),
+    function("cube", MUL, lambda a: a**3, PICTURE),
+    function("lerp", MUL, lambda a, b: torch.lerp(a, b, 0.3), PICTURE, PICTURE),
+    function("lerp_by_tensor", MUL, lambda a, b: torch.lerp(a, b, b), PICTURE, PICTURE),
+    function("mul_cast", MUL, lambda a: a.to(torch.float32) * 0.7, PICTURE),
     function("mul_scalar", MUL, lambda a: a * 0.3, PICTURE),
     function("mul_negative_scalar", MUL, lambda a: a * -2.5, PICTURE),
     function("mul_zero", MUL, lambda a: a * 0.0, PICTURE, decibels=(("8a8w", -1e9), ("16a8w", -1e9))),  # no signal to measure

@@ -36,12 +36,24 @@ class Concatenated(nn.Module):
         return torch.cat([torch.relu(self.a(x)), self.b(x) * 3], 1)
 
 
+def written(x: Tensor, place: tuple, value: Tensor | float) -> Tensor:
+    """A copy of `x` with other values in one place."""
+    x = x.clone()
+    x[place] = value
+    return x
+
+
 MOVEMENT = (
     function("cat", CAT, lambda a, b: torch.cat([a, b], 1), PICTURE, (1, 3, 6, 8)),
     function("cat_scales", CAT, lambda a, b: torch.cat([a, b * 5, a], -1), PICTURE, PICTURE),
     layer("cat_constant", CAT, CatConstant, PICTURE),
     layer("cat_branches", CAT, Concatenated, PICTURE),
     function("cat_rank_1", CAT, lambda a, b: torch.cat([a, b]), (20,), (30,)),
+    function("write_slice", CAT, lambda a: written(a, (slice(None), slice(1, 3), slice(2, None)), a[:, 1:3, :-2]), PICTURE),
+    function("write_number", CAT, lambda a: written(a, (..., slice(-3, None)), 0.5), PICTURE),
+    function("write_index", CAT, lambda a: written(a, (slice(None), -1), a[:, 0]), PICTURE),
+    function("write_to_zeros", CAT, lambda a: written(torch.zeros_like(a), (slice(None), slice(0, 3)), a[:, 1:]), PICTURE),
+    function("pad_circular", CAT, lambda a: F.pad(a, (1, 2, 2, 1), mode="circular"), PICTURE),
     function("stack", aten.unsqueeze.default, lambda a, b: torch.stack([a, b], -1), (2, 3, 4), (2, 3, 4)),
     function("split", SPLIT, lambda a: torch.split(a, 3, dim=-1), PICTURE),
     function("split_sizes", SPLIT, lambda a: torch.split(a, [1, 3], dim=1), PICTURE),
@@ -108,14 +120,14 @@ POOLS = (
     layer("max_pool_unbatched", MAX, lambda: nn.MaxPool2d(2), (4, 6, 8)),
     layer("max_pool_1d", aten.max_pool1d.default, lambda: nn.MaxPool1d(3, stride=2, padding=1, ceil_mode=True), (2, 4, 10)),
     layer("conv_max_pool", MAX, lambda: nn.Sequential(nn.Conv2d(4, 3, 3), nn.ReLU(), nn.MaxPool2d(2)), PICTURE),
-    layer("avg_pool", AVG, lambda: nn.AvgPool2d(2), (2, 4, 6, 8), **TIES),
-    layer("avg_pool_counted", AVG, lambda: nn.AvgPool2d(3, stride=2, padding=1), (1, 4, 7, 8), **TIES),
-    layer("avg_pool_not_counted", AVG, lambda: nn.AvgPool2d(3, stride=2, padding=1, count_include_pad=False), (1, 4, 7, 8), **TIES),
-    layer("avg_pool_ceil", AVG, lambda: nn.AvgPool2d((2, 3), stride=(2, 3), ceil_mode=True), (1, 4, 7, 7), **TIES),
-    layer("avg_pool_ceil_counted", AVG, lambda: nn.AvgPool2d(3, stride=2, padding=1, ceil_mode=True), (1, 4, 6, 8), **TIES),
+    layer("avg_pool", AVG, lambda: nn.AvgPool2d(2), (2, 4, 6, 8)),
+    layer("avg_pool_counted", AVG, lambda: nn.AvgPool2d(3, stride=2, padding=1), (1, 4, 7, 8)),
+    layer("avg_pool_not_counted", AVG, lambda: nn.AvgPool2d(3, stride=2, padding=1, count_include_pad=False), (1, 4, 7, 8)),
+    layer("avg_pool_ceil", AVG, lambda: nn.AvgPool2d((2, 3), stride=(2, 3), ceil_mode=True), (1, 4, 7, 7)),
+    layer("avg_pool_ceil_counted", AVG, lambda: nn.AvgPool2d(3, stride=2, padding=1, ceil_mode=True), (1, 4, 6, 8)),
     layer("avg_pool_divisor", AVG, lambda: nn.AvgPool2d(2, divisor_override=3), PICTURE),
     layer("avg_pool_divisor_padding", AVG, lambda: nn.AvgPool2d(3, 2, 1, ceil_mode=True, divisor_override=7), PICTURE),
-    layer("avg_pool_unbatched", AVG, lambda: nn.AvgPool2d(2), (4, 6, 8), **TIES),
+    layer("avg_pool_unbatched", AVG, lambda: nn.AvgPool2d(2), (4, 6, 8)),
     layer("avg_pool_1d", AVG, lambda: nn.AvgPool1d(3, stride=2, padding=1), (2, 4, 10)),
     layer("adaptive_one", ADAPTIVE, lambda: nn.AdaptiveAvgPool2d(1), (2, 24, 7, 8)),
     layer("adaptive_dividing", ADAPTIVE, lambda: nn.AdaptiveAvgPool2d((3, 4)), (1, 4, 6, 8)),

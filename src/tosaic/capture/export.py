@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from tosaic.capture.batch_norm import canonicalize_batch_norm, finish_folding, simulate_folding
+from tosaic.capture.decompositions import DECOMPOSITIONS
 from tosaic.errors import CaptureError, InputError, place_of
 
 aten = torch.ops.aten
@@ -33,7 +34,7 @@ _ALIASES = {
     aten.contiguous.default,
     aten.dropout.default,
 }
-# Checks that torch.export leaves beside a cast and the like; they hold by now, and have no result.
+# Checks that torch.export leaves beside casts and where the model has assertions: they have no result, and a .vgf no place for them.
 _CHECKS = {aten._assert_tensor_metadata.default, aten._assert_scalar.default, aten._assert_async.msg}
 
 
@@ -82,6 +83,8 @@ def capture(
         program = model
         example_inputs = example_inputs if example_inputs is not None else program.example_inputs[0]
     else:
+        if not isinstance(model, nn.Module):
+            raise InputError(f"the model is {type(model).__name__}, expected a torch.nn.Module or a program of torch.export")
         if example_inputs is None:
             raise InputError("example inputs are missing", remedy="pass example_inputs=(tensor, ...), with the shapes to compile for")
         program = _export(model, as_inputs(example_inputs))
@@ -90,13 +93,12 @@ def capture(
         if not isinstance(leaf, torch.Tensor):
             raise InputError(f"an input is not a tensor but {type(leaf).__name__}", remedy="set it as an attribute of the model")
         if leaf.is_floating_point() and leaf.dtype is not torch.float32:
-            raise InputError(
-                f"an input has type {leaf.dtype}; float models are compiled from float32", remedy="use model.float() and float32 inputs"
-            )
+            raise InputError(f"an input has type {leaf.dtype}, expected float32", remedy="use model.float() and float32 inputs")
     _check_static(program)
     _check_finite(program)
     _copy_inputs(program)
     table = torch.export.default_decompositions()
+    table.update(DECOMPOSITIONS)
     for op in keep:
         table.pop(op, None)
     try:
@@ -179,7 +181,9 @@ def _copy_inputs(program: torch.export.ExportedProgram) -> None:
     if not any(isinstance(n.target, torch._ops.OpOverload) and n.target._schema.is_mutable for n in graph.nodes):
         return
     users = set(program.graph_signature.user_inputs)
-    inputs = [n for n in graph.nodes if n.op == "placeholder" and n.name in users and n.users]
+    inputs = [
+        n for n in graph.nodes if n.op == "placeholder" and n.name in users and any(u.target is not aten.clone.default for u in n.users)
+    ]
     first = next(n for n in graph.nodes if n.op != "placeholder")
     for node in inputs:
         with graph.inserting_before(first):
@@ -247,29 +251,32 @@ def _output_names(program: torch.export.ExportedProgram, module: torch.fx.GraphM
     return ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
 
 
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+
 class _DropoutMarker(nn.Module):
     """Stands for a dropout while the model is exported for evaluation, where dropouts vanish."""
 
-    def __init__(self, p: float) -> None:
+    def __init__(self, p: float, kind: int) -> None:
         super().__init__()
-        self.p = p
+        self.p, self.kind = p, kind
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.ops.tosaic.dropout_marker(x, self.p)
+        return torch.ops.tosaic.dropout_marker(x, self.p, self.kind)
 
 
 @torch.library.custom_op("tosaic::dropout_marker", mutates_args=())
-def _dropout_marker(x: torch.Tensor, p: float) -> torch.Tensor:
+def _dropout_marker(x: torch.Tensor, p: float, kind: int) -> torch.Tensor:
     return x.clone()
 
 
 @_dropout_marker.register_fake
-def _(x: torch.Tensor, p: float) -> torch.Tensor:
+def _(x: torch.Tensor, p: float, kind: int) -> torch.Tensor:
     return torch.empty_like(x)
 
 
 def capture_for_training(model: nn.Module, example_inputs: Any, *, keep: Collection[torch._ops.OpOverload]) -> Captured:
-    """Like `capture`, of a copy of `model` whose parameters train; nn.Dropout layers stay alive in train mode, and
+    """Like `capture`, of a copy of `model` whose parameters train; dropout layers stay alive in train mode, and
     batch norms are simulated folded.
 
     Functional dropout (`F.dropout` in forward()) is dropped, as the export is an evaluation graph.
@@ -277,12 +284,12 @@ def capture_for_training(model: nn.Module, example_inputs: Any, *, keep: Collect
     copied = copy.deepcopy(model)
     for parent in list(copied.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Dropout):
-                setattr(parent, name, _DropoutMarker(child.p))
+            if type(child) in _DROPOUTS:
+                setattr(parent, name, _DropoutMarker(child.p, _DROPOUTS.index(type(child))))
     captured = capture(copied, example_inputs, keep=keep)
     module = captured.module
     for i, node in enumerate([n for n in module.graph.nodes if n.target is torch.ops.tosaic.dropout_marker.default]):
-        module.add_submodule(f"dropout_{i}", nn.Dropout(node.args[1]))
+        module.add_submodule(f"dropout_{i}", _DROPOUTS[node.args[2]](node.args[1]))
         with module.graph.inserting_before(node):
             live = module.graph.call_module(f"dropout_{i}", (node.args[0],))
         live.meta = node.meta.copy()
@@ -309,7 +316,7 @@ def finish_training(module: torch.fx.GraphModule) -> None:
     for node in _reshapes(module):
         node.args = (node.args[0], list(node.meta["val"].shape))
     for node in list(module.graph.nodes):
-        if node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), nn.Dropout):
+        if node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), _DROPOUTS):
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
     tidy(module)

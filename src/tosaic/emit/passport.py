@@ -54,11 +54,16 @@ class Passport(BaseModel):
 
 
 def passport_path(vgf: Path) -> Path:
-    return vgf.with_suffix(".json")
+    """`model.json` for `model.vgf`; another file of the same name (`model.tosa`) has its own, `model.tosa.json`."""
+    return vgf.with_suffix(".json") if vgf.suffix == ".vgf" else vgf.with_name(f"{vgf.name}.json")
+
+
+def encode_passport(passport: Passport) -> bytes:
+    return (json.dumps(passport.model_dump(), indent=1) + "\n").encode()
 
 
 def write_passport(passport: Passport, vgf: Path) -> None:
-    atomic_write(passport_path(vgf), (json.dumps(passport.model_dump(), indent=1) + "\n").encode())
+    atomic_write(passport_path(vgf), encode_passport(passport))
 
 
 def read_passport(vgf: Path) -> Passport | None:

@@ -156,9 +156,51 @@ class Context:
             return self.quantize_float(x, target)
         if x.is_const:
             return Operand(array=target.store(np.clip(x.reals(), x.low, x.high)), quant=target)
-        assert x.value is not None
+        x = self._within_rescale(x, target)
+        assert x.value is not None and x.quant is not None
         done = replace(x, value=self.rescale(x.value, x.quant, target), quant=target, bits=x.bits if x.quant == target else None)
         return self.resolve_clamp(done)
+
+    def _within_rescale(self, x: Operand, target: Quant) -> Operand:
+        """`x` limited to what RESCALE to `target` may read, |value| < 2^(shift-1), where it is known to pass it.
+
+        What is cut off saturates in the target. 48-bit values, which have no MINIMUM, become int32 first.
+        """
+        assert x.quant is not None and x.value is not None
+        if x.bits is None or x.quant == target or x.quant.dtype in (DType.INT8, DType.INT16):
+            return x
+        factors = np.atleast_1d(x.quant.scales / target.scales)
+        if x.quant.dtype is DType.INT48:
+            if math.log2(float(factors.max())) + x.bits <= 31:
+                return x
+            coarse = Quant(float(x.quant.scales.max()) * 2.0 ** (x.bits - 29), 0, DType.INT32)
+            narrowed = replace(x, value=self.rescale(x.value, x.quant, coarse), quant=coarse, bits=29)
+            return self._within_rescale(narrowed, target)
+        limits = np.array([2 ** (multiplier_shift(float(f))[1] - 1) - 1 for f in factors])
+        if x.bits < int(limits.min() + 1).bit_length():
+            return x
+        limits = np.minimum(limits, DType.INT32.max)
+        rank = len(x.value.shape)
+        shape = (1,) * (rank - 1) + limits.shape if x.quant.per_channel else (1,) * rank
+        value = self.emit(ops.Maximum(), x.value, self.i32(-limits.reshape(shape)))
+        return replace(x, value=self.emit(ops.Minimum(), value, self.i32(limits.reshape(shape))))
+
+    def store_as(self, x: Operand, target: Quant) -> Operand:
+        """`x` as a quantize operator asks for it, but coarser by a power of two where it could reach 2^29.
+
+        An int32 value has 8 bits above its calibrated range; an accumulator can pass that for inputs unlike the
+        calibration data, and RESCALE demands |value| < 2^(shift-1) of every input (specification section 1.10.2).
+        Each bit that is given up is the last of 24.
+        """
+        if target.dtype is not DType.INT32 or x.quant is None or x.bits is None or x.is_const:
+            return self.requantize(x, target)
+        exponent = math.log2(float((x.quant.scales / target.scales).max()))
+        over = max(0, math.ceil(exponent + x.bits - 29))
+        if x.quant.dtype is DType.INT48:  # 16-bit multipliers hold factors below 2^13
+            over = max(over, math.ceil(exponent) - 12)
+        if over == 0:
+            return self.requantize(x, target)
+        return replace(self.requantize(x, replace(target, scale=float(target.scales) * 2.0**over)), bits=29)
 
     def resolve_clamp(self, x: Operand) -> Operand:
         """Apply a pending clamp to what is stored."""

@@ -54,23 +54,22 @@ def _reach(ctx: Context, x: Operand) -> float:
     return float(x.quant.scales.max()) * 2.0 ** ctx.magnitude_bits(x)
 
 
-def add_operands(ctx: Context, a: Operand, b: Operand, op: ops.Op, sign: float = 1.0) -> Operand:
+def add_operands(ctx: Context, a: Operand, b: Operand, op: ops.Op) -> Operand:
     """a + b or a - b, both real: one scale, then ADD or SUB."""
     a, b = broadcast_ranks(ctx, a, b)
     if not _is_integer(a, b):
         return _float_binary(ctx, op, a, b)
-    want, wide = ctx.want, any(x.quant is not None and x.quant.dtype is DType.INT32 and x.bits is None and not x.is_const for x in (a, b))
-    # where large operands cancel, they do not fit the scale of their small sum
-    fits = want is not None and max(_reach(ctx, a), _reach(ctx, b)) <= float(want.scales) * 2.0 ** (26 if wide else 29)
-    ctx.want = want if fits else None
+    want = ctx.want
+    wide = any(x.quant is not None and x.quant.dtype is DType.INT32 and x.bits is None and not x.is_const for x in (a, b))
+    reach = max(_reach(ctx, a), _reach(ctx, b))
+    # operands that cancel are larger than the scale of their sum can hold; then the sum has a scale of its own
+    if want is not None and want.dtype is DType.INT32 and reach <= float(want.scales) * 2.0 ** (26 if wide else 29):
+        scale, bits = float(want.scales), None
+    else:
+        ctx.want = None
+        scale, bits = (reach / 2.0**23, 24) if wide else (reach / 2.0**_SUM_BITS, _SUM_BITS + 1)
     a, b = (ctx.resolve_clamp(ctx.uniform(x)) if not x.is_const else x for x in (a, b))
     ctx.want = want
-    if fits and want is not None and want.dtype is DType.INT32:
-        scale, bits = float(want.scales), None
-    elif any(x.quant is not None and x.quant.dtype is DType.INT32 and x.bits is None and not x.is_const for x in (a, b)):
-        scale, bits = max(_reach(ctx, a), _reach(ctx, b)) / 2.0**23, 24
-    else:
-        scale, bits = max(_reach(ctx, a), _reach(ctx, b)) / 2.0**_SUM_BITS, _SUM_BITS + 1
     (a, b), perm = ctx.same_layout(a, b)
     lhs, rhs = (_addend(ctx, x, scale) for x in (a, b))
     return Operand(ctx.emit(op, lhs, rhs), quant=Quant(scale, 0, DType.INT32), perm=perm, bits=bits)

@@ -11,6 +11,7 @@ import torch
 
 from tosaic.lower.context import NCHW, NHWC, Context
 from tosaic.lower.conv import fit_window, reshapable
+from tosaic.lower.elementwise import multiply
 from tosaic.lower.layout import axis_of, sliced, squeeze, unsqueeze
 from tosaic.lower.operand import Operand, Quant, inverse
 from tosaic.lower.registry import lower
@@ -175,7 +176,8 @@ def avg_pool2d(
     """avg_pool2d(Tensor self, int[2] kernel_size, int[2] stride=[], int[2] padding=0, bool ceil_mode=False,
     bool count_include_pad=True, int? divisor_override=None) -> Tensor
 
-    AVG_POOL2D counts elements of the input only; padding that counts is written out first.
+    AVG_POOL2D in float: it counts elements of the input only; padding that counts is written out first. Integers are summed
+    by a depthwise convolution instead: AVG_POOL2D rounds at the scale of its input, every tie upwards.
     """
     if len(x.shape) == 3:
         return through_images(ctx, avg_pool2d, x, 0, kernel, stride, padding, ceil_mode, count_include_pad, divisor)
@@ -187,12 +189,23 @@ def avg_pool2d(
     pads = [(p[i], p[i] + extra[i]) for i in range(2)]
     if divisor is not None:
         return _window_sums(ctx, x, value, k, s, pads, divisor)
-    zp = x.quant.zero_point if x.quant else 0
+    if x.quant is not None:
+        rows, columns = (_counted(value.shape[1 + i], k[i], s[i], pads[i], p[i] if count_include_pad else 0) for i in range(2))
+        counts = np.outer(rows, columns)
+        if (counts == counts[0, 0]).all():
+            return _window_sums(ctx, x, value, k, s, pads, float(counts[0, 0]))
+        return multiply(ctx, _window_sums(ctx, x, value, k, s, pads, 1.0), Operand(array=1.0 / counts[None, None]))
     if any(p) and count_include_pad:
-        value = ctx.emit(ops.Pad((0, 0, p[0], p[0], p[1], p[1], 0, 0), zp if x.quant else 0.0), value)
+        value = ctx.emit(ops.Pad((0, 0, p[0], p[0], p[1], p[1], 0, 0), 0.0), value)
         pads = [(0, e) for e in extra]
     value, pad = fit_window(ctx, value, k, s, pads, (1, 1))
-    return Operand(ctx.emit(ops.AvgPool2d(k, s, pad, zp, zp), value), quant=x.quant, perm=NCHW)  # type: ignore[arg-type]
+    return Operand(ctx.emit(ops.AvgPool2d(k, s, pad), value), perm=NCHW)  # type: ignore[arg-type]
+
+
+def _counted(size: int, kernel: int, stride: int, pads: tuple[int, int], counts: int) -> list[int]:
+    """Of each window along one axis, how many elements an average counts: the input's, and of the padding `counts` beside it."""
+    starts = range(-pads[0], size + pads[1] - kernel + 1, stride)
+    return [min(start + kernel, size + counts) - max(start, -counts) for start in starts]
 
 
 def _window_sums(

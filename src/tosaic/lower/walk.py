@@ -164,7 +164,7 @@ class _Walk:
         value = self.builder.input(node.name, dtype, shape)
         scale = float(stored.scale) if stored else None  # type: ignore[arg-type]
         zero_point = stored.zero_point if stored else None
-        self.inputs.append(Port(node.name, dtype, shape, scale, zero_point, "nhwc" if perm else "model"))
+        self.inputs.append(Port(value.name, dtype, shape, scale, zero_point, "nhwc" if perm else "model"))
         return Operand(value, quant=stored, perm=perm)
 
     def _output(self, leaf: Any, name: str, taken: list[Value]) -> tuple[Value, Port]:
@@ -255,7 +255,7 @@ class _Walk:
         while source.target in (*QUANTIZE, *DEQUANTIZE):
             source = source.args[0]
         with self.builder.at(source.name, location_of(source)):
-            return self.ctx.requantize(x, target)
+            return self.ctx.store_as(x, target)
 
     def _quantized_constant(self, node: Node, x: Operand) -> Operand:
         """A weight: quantized by PyTorch's own operator, so that it is what the fake-quantized model computes with."""

@@ -2,7 +2,7 @@
 
 Rounding the weights shifts the mean of a layer's output, and such shifts add up over the depth. Layer by layer, in
 order, the mean over calibration data of what the quantized layer gives is moved to that of the float layer, by its bias.
-The correction costs nothing at run time.
+The correction costs nothing at run time. It takes two samples at least.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class QatSession:
         folds = [m for m in self.model.modules() if hasattr(m, "frozen")]
         frozen = [m.frozen for m in folds]
         momenta = [(m.observer, m.observer.momentum) for m in self._fake_quantizers()]
-        dropouts = [m for m in self.model.modules() if isinstance(m, nn.Dropout)]
+        dropouts = [m for name, m in self.model.named_modules() if name.startswith("dropout_")]
         try:
             for fold in folds:
                 fold.frozen = True  # type: ignore[assignment]

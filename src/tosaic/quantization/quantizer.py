@@ -6,6 +6,7 @@ A value that only multiply-accumulates read is at activation precision; one that
 
 from __future__ import annotations
 
+import difflib
 import functools
 import operator
 from dataclasses import dataclass
@@ -89,9 +90,13 @@ class TosaQuantizer(Quantizer):
         names = {(module_path(n), aten_name(n)) for n in model.graph.nodes if n.op == "call_function"}
         for pattern in self.recipe.overrides:
             if not any(matches(pattern, *name) for name in names):
-                paths = sorted({path for path, _ in names if path})
-                inside = any(path.startswith(f"{pattern}.") for path in paths)
-                remedy = f"write '{pattern}.*' for what is inside it" if inside else f"modules are {', '.join(paths) or 'none'}"
+                known = sorted({name for pair in names for name in pair if name})
+                close = difflib.get_close_matches(pattern.rstrip(".*"), known, 1)
+                remedy = (
+                    f"did you mean '{close[0]}'?" if close else f"known are {', '.join(known[:12])}{', ...' if len(known) > 12 else ''}"
+                )
+                if any(path.startswith(f"{pattern}.") for path, _ in names):
+                    remedy = f"write '{pattern}.*' for what is inside it"
                 raise InputError(f"override '{pattern}' names no module or operator of the model", remedy=remedy)
 
     def validate(self, model: torch.fx.GraphModule) -> None:
