@@ -241,6 +241,23 @@ def adaptive_avg_pool2d(ctx: Context, x: Operand, size: list[int]) -> Operand:
     return _uneven_means(ctx, x, [(2, oh), (3, ow)])
 
 
+def _windows(n: int, count: int) -> list[tuple[int, int]]:
+    """Start and end of PyTorch's adaptive windows: floor(i n / count), ceil((i + 1) n / count)."""
+    return [(i * n // count, -(-(i + 1) * n // count)) for i in range(count)]
+
+
+@lower(aten.adaptive_max_pool2d.default)
+def adaptive_max_pool2d(ctx: Context, x: Operand, size: list[int]) -> tuple[Operand]:
+    """adaptive_max_pool2d(Tensor self, int[2] output_size) -> (Tensor, Tensor); the indices are not computed"""
+    x = ctx.plain(x) if x.quant is not None else ctx.floats(x)[0]
+    value = x.value
+    assert value is not None
+    for axis, count in zip((len(x.shape) - 2, len(x.shape) - 1), size, strict=True):
+        parts = [ctx.emit(ops.ReduceMax(axis), sliced(ctx, value, axis, a, b)) for a, b in _windows(value.shape[axis], count)]
+        value = ctx.emit(ops.Concat(axis), *parts) if count > 1 else parts[0]
+    return (replace(x, value=value),)
+
+
 def _uneven_means(ctx: Context, x: Operand, sizes: Sequence[tuple[int, int]]) -> Operand:
     """Means over windows [floor(i n / m), ceil((i + 1) n / m)), one axis after the other."""
     integer = x.quant is not None
@@ -253,9 +270,8 @@ def _uneven_means(ctx: Context, x: Operand, sizes: Sequence[tuple[int, int]]) ->
         scale, bits = float(x.quant.scale) / 2.0**extra, ctx.magnitude_bits(x) + extra  # type: ignore[union-attr, arg-type]
         value = ctx.to_i32(x, scale).value
     for axis, count in sizes:
-        n = value.shape[axis]  # type: ignore[union-attr]
-        windows = [(i * n // count, -(-(i + 1) * n // count)) for i in range(count)]
-        parts = [_window_mean(ctx, sliced(ctx, value, axis, a, b), axis, integer) for a, b in windows]  # type: ignore[arg-type]
+        assert value is not None
+        parts = [_window_mean(ctx, sliced(ctx, value, axis, a, b), axis, integer) for a, b in _windows(value.shape[axis], count)]
         value = ctx.emit(ops.Concat(axis), *parts) if count > 1 else parts[0]
     return Operand(value, quant=Quant(scale, 0, DType.INT32), bits=bits) if integer else Operand(value)
 

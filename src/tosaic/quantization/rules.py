@@ -61,6 +61,7 @@ _MOVES = (
     aten.slice.Tensor,
     aten.select.int,
     aten.split_with_sizes.default,
+    aten.adaptive_max_pool2d.default,
     aten.pixel_shuffle.default,
     aten.pixel_unshuffle.default,
     aten.constant_pad_nd.default,
