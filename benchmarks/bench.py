@@ -113,7 +113,7 @@ def comparison(ours: dict[str, Any], peer: dict[str, Any] | None) -> Table:
     row("processor time, all cores, s", [side["processor_seconds"] for side in sides], "{:.2f}")
     table.add_section()
     for stage in dict.fromkeys(stage for side in sides for stage in side["peaks"]):
-        row(f"peak memory by the end of {stage}, MB", [side["peaks"].get(stage) for side in sides], "{:.0f}", ratio=stage in FRONT_END)
+        row(f"peak by the end of {stage}, MB", [side["peaks"].get(stage) for side in sides], "{:.0f}", ratio=stage in FRONT_END)
     row("[bold]peak memory, MB", [side["peak_memory_mb"] for side in sides], "[bold]{:.0f}")
     table.add_section()
     row(".vgf, MB (10^6 bytes)", [side["file_bytes"] / 1e6 for side in sides], "{:.2f}")
