@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,9 +54,11 @@ class Artifact:
         path = Path(path)
         if path.suffix not in (".vgf", ".tosa"):
             raise InputError(f"cannot write {path}: the suffix is neither .vgf nor .tosa", remedy="name it like model.vgf")
+        start = time.perf_counter()
         data = to_vgf(self.graph) if path.suffix == ".vgf" else serialize(self.graph)
         self.passport.sha256 = hashlib.sha256(data).hexdigest()
         atomic_write_all({path: data, passport_path(path): encode_passport(self.passport)})
+        self.timings["emit"] = time.perf_counter() - start
         self.path = path
         return path
 
