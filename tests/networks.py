@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -113,3 +114,9 @@ def make(kind: type[nn.Module]) -> tuple[nn.Module, torch.Tensor]:
 
 def samples(kind: type[nn.Module], count: int = 8) -> list[tuple[torch.Tensor]]:
     return [(torch.randn(SHAPES[kind]),) for _ in range(count)]
+
+
+def sqnr(exact: np.ndarray | torch.Tensor, found: np.ndarray | torch.Tensor) -> float:
+    """Signal to quantization noise, in dB."""
+    exact, found = (np.asarray(x, dtype=np.float64) for x in (exact, found))
+    return float(10 * np.log10((exact**2).sum() / max(((exact - found) ** 2).sum(), 1e-300)))

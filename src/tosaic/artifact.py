@@ -43,6 +43,7 @@ class Artifact:
     passport: Passport
     timings: dict[str, float] = field(default_factory=dict)
     path: Path | None = None
+    _executors: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def save(self, path: Path | str) -> Path:
         """Write the `.vgf` (or `.tosa`, by the suffix) and its passport; neither is replaced before both are written.
@@ -128,10 +129,6 @@ class Artifact:
             self._executors[on] = {"simulator": self._simulator, "reference": self._reference, "vulkan": self._vulkan}[on]()
         return self._executors[on]
 
-    @property
-    def _executors(self) -> dict[str, Any]:
-        return self.__dict__.setdefault("_executor_cache", {})
-
     def _simulator(self) -> Any:
         from tosaic.execute.simulator import Simulator
 
@@ -212,7 +209,7 @@ def load(path: Path | str) -> Artifact:
     if passport is None:
         passport = Passport(name=path.stem, spec="", sha256=digest, inputs=_ports(graph.inputs), outputs=_ports(graph.outputs))
     elif passport.sha256 and passport.sha256 != digest:
-        raise InputError(f"{path.with_suffix('.json')} belongs to another file than {path}", remedy="export again, or remove the passport")
+        raise InputError(f"{passport_path(path)} belongs to another file than {path}", remedy="export again, or remove the passport")
     passport.operators = operator_counts(graph)
     return Artifact(graph, passport, path=path)
 

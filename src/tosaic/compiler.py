@@ -69,14 +69,12 @@ def quantize(
     recipe = Recipe(scheme, scope, overrides or {}, between, observer, bias_correction)
     if spec is not None:
         recipe.check(Spec.parse(spec))
-    watch = Stopwatch()
-    captured = capture(model, example_inputs, keep=LOWERINGS)
-    fold_batch_norm(captured.module)
-    _dump(dump, "00_capture.txt", captured.module)
-    check_operators(captured.module)
-    watch.lap("capture")
     if recipe.scheme == "fp32" and not recipe.overrides:
         raise InputError("scheme fp32 needs no quantization", remedy="compile the model itself: tosaic.compile(model, example_inputs=...)")
+    watch = Stopwatch()
+    captured = _captured(model, example_inputs, dump)
+    check_operators(captured.module)
+    watch.lap("capture")
     module, chosen, record = quantize_captured(captured.module, captured.example_inputs, calibration, recipe, progress=progress)
     _dump(dump, "01_quantized.txt", module)
     watch.lap("quantize")
@@ -143,7 +141,7 @@ def compile(
         chosen_spec = given or model.recipe.smallest_spec()
         recipe, calibration = dataclasses.asdict(model.recipe), model.calibration
     else:
-        captured = _capture_float(model, example_inputs, dump)
+        captured = _captured(model, example_inputs, dump)
         module, output_names, reasons = captured.module, captured.output_names, {}
         chosen_spec = given or _spec_of(module)
         recipe, calibration = {}, {}
@@ -174,7 +172,8 @@ def compile(
     return Artifact(graph, passport, timings)
 
 
-def _capture_float(model: Any, example_inputs: Any, dump: Path | str | None) -> Captured:
+def _captured(model: Any, example_inputs: Any, dump: Path | str | None) -> Captured:
+    """The model as a graph for inference: batch norm folded."""
     captured = capture(model, example_inputs, keep=LOWERINGS)
     fold_batch_norm(captured.module)
     _dump(dump, "00_capture.txt", captured.module)

@@ -7,15 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from networks import sqnr
 
 import tosaic
 from tosaic.zoo import imagenet_images, mobilenet_v2
 
 CALIBRATION, UNSEEN = range(0, 10), range(10, 20)
-
-
-def sqnr(exact: np.ndarray, found: np.ndarray) -> float:
-    return float(10 * np.log10((exact.astype(np.float64) ** 2).sum() / ((exact - found).astype(np.float64) ** 2).sum()))
 
 
 @pytest.mark.parametrize(("scheme", "bound"), [("8a8w", 19.5), ("16a8w", 27.0)])

@@ -11,18 +11,12 @@ import networks
 import numpy as np
 import pytest
 import torch
-from networks import Audio, Classifier, MobileBlock, UNet, Upscaler
+from networks import Audio, Classifier, MobileBlock, UNet, Upscaler, sqnr
 from torch import nn
 
 import tosaic
 
 EXECUTORS = ("simulator", "reference", "vulkan")
-
-
-def sqnr(exact: np.ndarray | torch.Tensor, found: np.ndarray | torch.Tensor) -> float:
-    """Signal to quantization noise, in dB."""
-    exact, found = (np.asarray(x, dtype=np.float64) for x in (exact, found))
-    return float(10 * np.log10((exact**2).sum() / max(((exact - found) ** 2).sum(), 1e-300)))
 
 
 def through_file(artifact: tosaic.Artifact, folder: Path) -> tosaic.Artifact:

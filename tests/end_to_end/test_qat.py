@@ -63,7 +63,7 @@ def test_upscaler_eval_output_is_the_artifacts(scheme: str, apart: int, equal: f
 def test_networks_keep_what_they_learned(kind: type) -> None:
     """Deep networks carry roundings of ties on, so the bound is a ratio of energies: 35 dB."""
     trained, found, _ = trained_and_found(kind, "8a8w")
-    assert 10 * np.log10((trained**2).sum() / ((trained - found) ** 2).sum()) > 35
+    assert networks.sqnr(trained, found) > 35
 
 
 def test_bias_free_convolutions_compile_whole() -> None:

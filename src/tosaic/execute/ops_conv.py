@@ -12,6 +12,7 @@ from one of three sources:
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
@@ -34,7 +35,7 @@ Blocks = Iterator[tuple[int, torch.Tensor]]
 Pad = tuple[int, ...]
 
 
-class Convolution:
+class Convolution(ABC):
     """Kernel of a convolution of integers; the subclasses make the accumulators."""
 
     def __init__(self, node: Node) -> None:
@@ -43,13 +44,13 @@ class Convolution:
         self.accumulator = torch.int32 if self.result.dtype is DType.INT32 else torch.int64
         self.fixed = self.prepare(weight.data) if weight.data is not None else None
 
+    @abstractmethod
     def prepare(self, w: np.ndarray) -> Any:
         """The weight as `blocks` wants it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def blocks(self, x: np.ndarray, weights: Any) -> Blocks:
         """(first row, accumulators [rows, OC] without the offset) over all rows; a block may be overwritten by the next."""
-        raise NotImplementedError
 
     def offset(self, weights: Any, b: np.ndarray) -> np.ndarray:
         """What is to be added to each channel: int64 [OC]."""

@@ -63,16 +63,8 @@ class Context:
         if x.value is not None:
             return x
         assert x.array is not None
-        dtype = (
-            x.quant.dtype
-            if x.quant
-            else DType.BOOL
-            if x.array.dtype == np.bool_
-            else DType.INT32
-            if x.array.dtype.kind == "i"
-            else DType.FP32
-        )
-        return replace(x, value=self.builder.const(x.array, dtype), array=None)
+        plain = {"b": DType.BOOL, "i": DType.INT32}.get(x.array.dtype.kind, DType.FP32)
+        return replace(x, value=self.builder.const(x.array, x.quant.dtype if x.quant else plain), array=None)
 
     def permuted(self, x: Operand, perm: Sequence[int]) -> Value:
         """TRANSPOSE(logical x, perm) as a value; nothing is emitted where it cancels with what is pending."""

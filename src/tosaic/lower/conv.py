@@ -34,7 +34,7 @@ def _accumulator(x: Operand, weight: Operand, channels: int) -> Quant:
     assert x.quant is not None and weight.quant is not None
     scales = np.atleast_1d(weight.quant.scales)
     scales = np.tile(scales, channels // scales.size)
-    dtype = DType.INT32 if x.quant.dtype is DType.INT8 else DType.INT48
+    dtype = ops.ACCUMULATOR[x.quant.dtype]
     return Quant(tuple(float(s) for s in scales * float(x.quant.scale)), 0, dtype)  # type: ignore[arg-type]
 
 
@@ -294,7 +294,7 @@ def matmul(ctx: Context, a: Operand, b: Operand) -> Operand:
     if not integer:
         return Operand(ctx.emit(ops.MatMul(), lhs, rhs), view=shape)
     assert a.quant is not None and b.quant is not None
-    dtype = DType.INT32 if a.quant.dtype is DType.INT8 else DType.INT48
+    dtype = ops.ACCUMULATOR[a.quant.dtype]
     acc = Quant(float(a.quant.scale) * float(b.quant.scale), 0, dtype)  # type: ignore[arg-type]
     out = ctx.emit(ops.MatMul(a.quant.zero_point, b.quant.zero_point), lhs, rhs)
     bits = (255 * 255 if dtype is DType.INT32 else 1 << 30) * a.shape[-1]

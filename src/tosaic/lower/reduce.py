@@ -118,6 +118,17 @@ def _poolable(ctx: Context, x: Operand) -> Operand:
     return ctx.floats(x)[0]
 
 
+def _windowed(
+    ctx: Context, x: Operand, kernel: list[int], stride: list[int] | None, padding: list[int] | int, ceil_mode: bool
+) -> tuple[Operand, Value, tuple[int, int], tuple[int, int], list[tuple[int, int]]]:
+    """What a pool works on: the operand at a type that pools take, its value [N, H, W, C], kernel, stride, and pads of H and W."""
+    k = _two(kernel, ())
+    s, p = _two(stride, k), _two(padding, (0, 0))
+    x = _poolable(ctx, x)
+    value = _channels_last(ctx, x)
+    return x, value, k, s, [(p[i], p[i] + _ceil_extra(value.shape[1 + i], k[i], s[i], p[i], ceil_mode)) for i in range(2)]
+
+
 @lower(aten.max_pool2d.default)
 def max_pool2d(
     ctx: Context,
@@ -135,12 +146,8 @@ def max_pool2d(
         raise ctx.refuse("max_pool2d with dilation")
     if len(x.shape) == 3:
         return through_images(ctx, max_pool2d, x, 0, kernel, stride, padding, dilation, ceil_mode)
-    k = _two(kernel, ())
-    s, p = _two(stride, k), _two(padding, (0, 0))
-    x = _poolable(ctx, x)
-    value = _channels_last(ctx, x)
-    extra = [_ceil_extra(value.shape[1 + i], k[i], s[i], p[i], ceil_mode) for i in range(2)]
-    value, pad = fit_window(ctx, value, k, s, [(p[i], p[i] + extra[i]) for i in range(2)], (1, 1))
+    x, value, k, s, pads = _windowed(ctx, x, kernel, stride, padding, ceil_mode)
+    value, pad = fit_window(ctx, value, k, s, pads, (1, 1))
     return Operand(ctx.emit(ops.MaxPool2d(k, s, pad), value), quant=x.quant, perm=NCHW)  # type: ignore[arg-type]
 
 
@@ -181,12 +188,8 @@ def avg_pool2d(
     """
     if len(x.shape) == 3:
         return through_images(ctx, avg_pool2d, x, 0, kernel, stride, padding, ceil_mode, count_include_pad, divisor)
-    k = _two(kernel, ())
-    s, p = _two(stride, k), _two(padding, (0, 0))
-    x = _poolable(ctx, x)
-    value = _channels_last(ctx, x)
-    extra = [_ceil_extra(value.shape[1 + i], k[i], s[i], p[i], ceil_mode) for i in range(2)]
-    pads = [(p[i], p[i] + extra[i]) for i in range(2)]
+    x, value, k, s, pads = _windowed(ctx, x, kernel, stride, padding, ceil_mode)
+    p = [before for before, _ in pads]
     if divisor is not None:
         return _window_sums(ctx, x, value, k, s, pads, divisor)
     if x.quant is not None:
@@ -197,7 +200,7 @@ def avg_pool2d(
         return multiply(ctx, _window_sums(ctx, x, value, k, s, pads, 1.0), Operand(array=1.0 / counts[None, None]))
     if any(p) and count_include_pad:
         value = ctx.emit(ops.Pad((0, 0, p[0], p[0], p[1], p[1], 0, 0), 0.0), value)
-        pads = [(0, e) for e in extra]
+        pads = [(0, after - before) for before, after in pads]
     value, pad = fit_window(ctx, value, k, s, pads, (1, 1))
     return Operand(ctx.emit(ops.AvgPool2d(k, s, pad), value), perm=NCHW)  # type: ignore[arg-type]
 
@@ -214,7 +217,7 @@ def _window_sums(
     """Sums over windows of [N, H, W, C], divided: a depthwise convolution by ones, which keeps every bit of the sum."""
     value, pad = fit_window(ctx, value, kernel, stride, pads, (1, 1))
     channels, integer = value.shape[3], x.quant is not None
-    dtype = DType.FP32 if x.quant is None else DType.INT32 if x.quant.dtype is DType.INT8 else DType.INT48
+    dtype = ops.ACCUMULATOR[x.quant.dtype if x.quant else DType.FP32]
     ones = np.full((*kernel, channels, 1), 1.0 if integer else 1.0 / divisor)
     weight = ctx.builder.const(ones, DType.INT8 if integer else DType.FP32)
     bias = ctx.builder.const(np.zeros(channels), dtype)

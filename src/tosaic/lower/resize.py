@@ -56,7 +56,7 @@ def _resize(ctx: Context, x: Operand, value: Value, axes: list[tuple[int, int, i
     weight = yn * xn  # the weights of the four neighbours sum to it
     if x.quant.zero_point:
         out = ctx.emit(ops.Sub(), out, ctx.i32(weight * x.quant.zero_point, 4))
-    dtype = DType.INT32 if x.quant.dtype is DType.INT8 else DType.INT48
+    dtype = ops.ACCUMULATOR[x.quant.dtype]
     bits = ctx.magnitude_bits(x) + weight.bit_length()
     return Operand(out, quant=Quant(float(x.quant.scale) / weight, 0, dtype), perm=NCHW, bits=bits)  # type: ignore[arg-type]
 

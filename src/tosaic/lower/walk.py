@@ -92,6 +92,11 @@ def lower_graph(
     return _Walk(module, spec, output_names, name, io_layout, reasons or {}).run()
 
 
+def _is_unknown(node: Node) -> bool:
+    """An operator that has no lowering (it may still be folded, if its inputs are constants)."""
+    return node.target not in LOWERINGS and node.target not in (*QUANTIZE, *DEQUANTIZE, operator.getitem)
+
+
 def check_operators(module: torch.fx.GraphModule) -> None:
     """Refuse operators that have no lowering, all at once, before calibration or training spends time on them.
 
@@ -103,7 +108,7 @@ def check_operators(module: torch.fx.GraphModule) -> None:
     for node in module.graph.nodes:
         if node.op == "get_attr" or (node.op == "call_function" and all(a in constant for a in node.all_input_nodes)):
             constant.add(node)
-        elif node.op == "call_function" and node.target not in LOWERINGS and node.target not in (*QUANTIZE, *DEQUANTIZE, operator.getitem):
+        elif node.op == "call_function" and _is_unknown(node):
             failures.append((f"{node.target} has no lowering", str(location_of(node))))
     if failures:
         raise _all_failures(failures)
@@ -188,7 +193,7 @@ class _Walk:
         location = location_of(node)
         if any(self.results.get(a) is None for a in node.all_input_nodes):
             # one of its inputs failed: it cannot be lowered now, but the user wants to know whether it could be
-            if node.target not in LOWERINGS and node.target not in (*QUANTIZE, *DEQUANTIZE, operator.getitem):
+            if _is_unknown(node):
                 self.failures.append((f"{node.target} has no lowering", str(location)))
             return
         try:
