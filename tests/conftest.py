@@ -10,7 +10,6 @@ import pytest
 from tosaic.emit.flatbuffer import serialize
 from tosaic.execute.reference import Reference
 from tosaic.tosa.graph import Graph
-from tosaic.tosa.types import DType
 
 Run = Callable[[Graph, Sequence[np.ndarray]], list[np.ndarray]]
 
@@ -22,9 +21,7 @@ def reference() -> Iterator[Run]:
 
     def run(graph: Graph, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         dtypes, shapes = [v.dtype.numpy for v in graph.outputs], [v.shape for v in graph.outputs]
-        # numpy's buffer protocol has no bf16
-        raw = [x.view(np.uint16) if v.dtype is DType.BF16 else x for v, x in zip(graph.inputs, inputs, strict=True)]
-        return model.run(serialize(graph), raw, dtypes, shapes)
+        return model.run(serialize(graph), inputs, dtypes, shapes)
 
     yield run
     model.close()

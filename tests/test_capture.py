@@ -68,10 +68,9 @@ def test_in_place_operators_on_inputs_write_to_a_copy() -> None:
     np.testing.assert_allclose(artifact.run(x)[0], exact, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
-def test_other_floats_are_refused(dtype: torch.dtype) -> None:
-    with pytest.raises(InputError, match=f"an input has type {dtype}, expected float32"):
-        tosaic.compile(nn.Conv2d(1, 2, 3).to(dtype), torch.rand(1, 1, 4, 4, dtype=dtype))
+def test_other_floats_are_refused() -> None:
+    with pytest.raises(InputError, match=r"an input has type torch\.float64, which TOSA lacks"):
+        tosaic.compile(nn.Conv2d(1, 2, 3).double(), torch.rand(1, 1, 4, 4, dtype=torch.float64))
 
 
 def test_what_is_no_model_is_refused() -> None:

@@ -97,7 +97,7 @@ def test_markdown_escapes(folder: Path) -> None:
     text = to_markdown(_report())
     assert "<script" not in text.replace("\\<", "")
     rows = [line for line in text.splitlines() if line.startswith("| conv ")]
-    assert len(rows) == 1 and rows[0].replace("\\|", "").count("|") == 5
+    assert len(rows) == 1 and rows[0].replace("\\|", "").count("|") == 6
     assert "![" in text and "(p.png)" in text
 
 

@@ -25,6 +25,8 @@ from tosaic.tosa.graph import Graph, Value
 from tosaic.tosa.types import DType
 
 EXECUTORS = ("simulator", "reference", "vulkan")
+_HALVES = (DType.FP16, DType.BF16)
+_HALF_TYPES = tuple(dtype.numpy for dtype in _HALVES)
 _VERSIONED = ("tosaic", "torch", "torchao", "tosa-tools", "ai-ml-sdk-model-converter", "ai-ml-sdk-vgf-library")
 
 
@@ -69,11 +71,12 @@ class Artifact:
         Args:
             inputs: arrays or tensors in order, one alone, or a mapping by input name.
             on: "simulator", "reference" (Arm's TOSA reference model) or "vulkan".
-            float_io: True: float inputs are quantized and outputs dequantized by the passport's scales; False: stored
-                values in and out; None: decided by whether an input is float where the artifact's is not.
+            float_io: True: float inputs are quantized and outputs dequantized by the passport's scales, and float16 and bfloat16 ones
+                converted from and to float32; False: stored values in and out; None: decided by whether an input is float, and not
+                of the artifact's own type.
 
         Returns:
-            One array for each output.
+            One array for each output (bfloat16 as numpy has it from `ml_dtypes`).
 
         Raises:
             InputError: an input is missing or has another shape or type.
@@ -83,7 +86,7 @@ class Artifact:
             raise InputError(f"unknown executor '{on}'", remedy=f"known are {', '.join(EXECUTORS)}")
         arrays = self._arrays(inputs)
         if float_io is None:
-            float_io = any(p.scale is not None and a.dtype.kind == "f" for p, a in zip(self.passport.inputs, arrays, strict=True))
+            float_io = any(is_float(a) and a.dtype != v.dtype.numpy for a, v in zip(arrays, self.graph.inputs, strict=True))
         stored = [self._stored(a, p, v, float_io) for a, p, v in zip(arrays, self.passport.inputs, self.graph.inputs, strict=True)]
         outputs = self._executor(on)(stored)
         if not float_io:
@@ -112,9 +115,12 @@ class Artifact:
         if array.shape != value.shape:
             raise InputError(f"input '{port.name}': expected shape {list(value.shape)}, found {list(array.shape)}")
         if float_io and port.scale is not None:
-            if array.dtype.kind != "f":
+            if not is_float(array):
                 raise InputError(f"input '{port.name}': expected float values to quantize, found {array.dtype}")
             return quantize(array, port, value.dtype)
+        if float_io and value.dtype in _HALVES and is_float(array):
+            with np.errstate(over="ignore"):  # too large for float16 is infinity
+                array = array.astype(value.dtype.numpy)
         if value.dtype is DType.INT32 and array.dtype == np.int64:
             if array.size and (array.min() < value.dtype.min or array.max() > value.dtype.max):
                 raise InputError(f"input '{port.name}' has values outside int32")
@@ -122,7 +128,7 @@ class Artifact:
         if array.dtype != value.dtype.numpy:
             hint = f"quantize with scale {port.scale}, zero point {port.zero_point}, or use float_io" if port.scale else "convert it"
             raise InputError(f"input '{port.name}': expected {value.dtype.numpy}, found {array.dtype}", remedy=hint)
-        return np.ascontiguousarray(array)
+        return np.ascontiguousarray(array).reshape(array.shape)  # numpy makes scalars 1-d here
 
     def _executor(self, on: str) -> Any:
         if on not in self._executors:
@@ -156,8 +162,16 @@ class Artifact:
 
 def _array(x: Any) -> np.ndarray:
     if hasattr(x, "detach"):
-        x = x.detach().cpu().numpy()
+        x = x.detach().cpu()
+        if str(x.dtype) == "torch.bfloat16":  # numpy has no such type; float32 holds it exactly
+            return x.float().numpy().astype(DType.BF16.numpy)
+        x = x.numpy()
     return np.asarray(x)
+
+
+def is_float(array: np.ndarray) -> bool:
+    """Whether an array is of a float type, bfloat16 among them."""
+    return array.dtype.kind == "f" or array.dtype == DType.BF16.numpy
 
 
 def quantize(real: np.ndarray, port: PortRecord, dtype: DType) -> np.ndarray:
@@ -173,7 +187,7 @@ def dequantize(stored: np.ndarray, port: PortRecord) -> np.ndarray:
     if port.layout == "nhwc" and stored.ndim == 4:
         stored = stored.transpose(0, 3, 1, 2)
     if port.scale is None:
-        return stored
+        return stored.astype(np.float32) if stored.dtype in _HALF_TYPES else stored
     return ((stored.astype(np.float64) - (port.zero_point or 0)) * port.scale).astype(np.float32)
 
 

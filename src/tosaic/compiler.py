@@ -16,6 +16,7 @@ from torch import nn
 from tosaic.artifact import Artifact, operator_counts, versions
 from tosaic.capture.batch_norm import fold_batch_norm
 from tosaic.capture.export import Captured, capture, capture_for_training, finish_training
+from tosaic.capture.floats import convert_floats, float_types
 from tosaic.emit.files import atomic_write
 from tosaic.emit.passport import LedgerRecord, Passport, PortRecord
 from tosaic.errors import InputError, UnsupportedError
@@ -25,11 +26,14 @@ from tosaic.lower.walk import Lowered, Port, check_operators, lower_graph
 from tosaic.optimize.pipeline import optimize
 from tosaic.quantization.ptq import Quantized, Stopwatch, quantize_captured
 from tosaic.quantization.qat import QatSession
-from tosaic.quantization.schemes import Recipe
+from tosaic.quantization.schemes import FLOATS, SCHEMES, Recipe
 from tosaic.tosa.graph import verify
+from tosaic.tosa.ranges import verify_ranges
 from tosaic.tosa.spec import Spec
 
 import tosaic.lower  # noqa: F401  isort: skip  (registers the lowerings)
+
+_TORCH_FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def quantize(
@@ -53,7 +57,7 @@ def quantize(
         model: float module, or a program that torch.export captured.
         example_inputs: a tensor or a tuple of inputs, in the shapes to compile for.
         calibration: iterable of input tuples (a DataLoader too), representative of what the model will see.
-        scheme: "8a8w" (int8 weights and activations) or "16a8w" (int16 activations).
+        scheme: "8a8w" (int8 weights and activations), "16a8w" (int16 activations) or "8a4w" (int4 weights).
         scope: "full", or "linear" for nn.Linear only.
         overrides: module path pattern or aten operator name -> scheme, e.g. {"head.*": "fp32"}.
         between: precision of values that arithmetic between the MACs reads: "int32", "int16" or "int8".
@@ -69,11 +73,13 @@ def quantize(
     recipe = Recipe(scheme, scope, overrides or {}, between, observer, bias_correction)
     if spec is not None:
         recipe.check(Spec.parse(spec))
-    if recipe.scheme == "fp32" and not recipe.overrides:
-        raise InputError("scheme fp32 needs no quantization", remedy="compile the model itself: tosaic.compile(model, example_inputs=...)")
+    if recipe.scheme in FLOATS and not recipe.overrides:
+        how = "" if recipe.scheme == "fp32" else f', scheme="{recipe.scheme}"'
+        remedy = f"compile the model itself: tosaic.compile(model, example_inputs=...{how})"
+        raise InputError(f"scheme {recipe.scheme} needs no quantization", remedy=remedy)
     watch = Stopwatch()
     captured = _captured(model, example_inputs, dump)
-    check_operators(captured.module)
+    _check_quantizable(captured)
     watch.lap("capture")
     module, chosen, record = quantize_captured(captured.module, captured.example_inputs, calibration, recipe, progress=progress)
     _dump(dump, "01_quantized.txt", module)
@@ -101,7 +107,7 @@ def prepare_qat(
     if spec is not None:
         recipe.check(Spec.parse(spec))
     captured = capture_for_training(model, example_inputs, keep=LOWERINGS)
-    check_operators(captured.module)
+    _check_quantizable(captured)
     return QatSession(captured.module, captured.example_inputs, captured.input_names, captured.output_names, recipe, finish_training)
 
 
@@ -110,6 +116,7 @@ def compile(
     example_inputs: Any = None,
     spec: str | None = None,
     *,
+    scheme: str | None = None,
     name: str | None = None,
     io_layout: str = "model",
     strict: bool = False,
@@ -122,6 +129,7 @@ def compile(
             other PT2E quantizer converted).
         example_inputs: needed for a module only.
         spec: the TOSA specification string, which is law; without it the smallest that holds the model is taken.
+        scheme: the float type that a float model is compiled in: "fp32", "fp16" or "bf16"; without it each value keeps its own.
         io_layout: "model" keeps the model's own layout, "nhwc" stores rank-4 inputs and outputs channels last.
         strict: refuse operators that stay float in a fully quantized program.
         dump: a folder for the text of each stage.
@@ -133,6 +141,8 @@ def compile(
     if io_layout not in ("model", "nhwc"):
         raise InputError(f"unknown io_layout '{io_layout}'", remedy="known are model, nhwc")
     given = Spec.parse(spec) if spec is not None else None
+    if scheme is not None:
+        _check_float_scheme(model, scheme, given)
     watch = Stopwatch()
     if isinstance(model, Quantized):
         if given is not None:
@@ -141,10 +151,10 @@ def compile(
         chosen_spec = given or model.recipe.smallest_spec()
         recipe, calibration = dataclasses.asdict(model.recipe), model.calibration
     else:
-        captured = _captured(model, example_inputs, dump)
+        captured = _captured(model, example_inputs, dump, scheme)
         module, output_names, reasons = captured.module, captured.output_names, {}
         chosen_spec = given or _spec_of(module)
-        recipe, calibration = {}, {}
+        recipe, calibration = {} if scheme is None else {"scheme": scheme}, {}
         watch.lap("capture")
     title = name or (type(model).__name__ if isinstance(model, nn.Module) else "model")
     lowered = lower_graph(module, chosen_spec, output_names=output_names, name="main", io_layout=io_layout, reasons=reasons)
@@ -156,6 +166,7 @@ def compile(
     _dump(dump, "03_optimized.txt", graph)
     watch.lap("optimize")
     verify(graph, chosen_spec)
+    verify_ranges(graph)
     watch.lap("verify")
     passport = Passport(
         name=title,
@@ -172,24 +183,44 @@ def compile(
     return Artifact(graph, passport, timings)
 
 
-def _captured(model: Any, example_inputs: Any, dump: Path | str | None) -> Captured:
-    """The model as a graph for inference: batch norm folded."""
+def _captured(model: Any, example_inputs: Any, dump: Path | str | None, scheme: str | None = None) -> Captured:
+    """The model as a graph for inference: batch norm folded, in the float type of `scheme`."""
     captured = capture(model, example_inputs, keep=LOWERINGS)
     fold_batch_norm(captured.module)
+    if scheme is not None:
+        convert_floats(captured, _TORCH_FLOATS[scheme])
     _dump(dump, "00_capture.txt", captured.module)
     return captured
 
 
 def _spec_of(module: torch.fx.GraphModule) -> Spec:
-    """The smallest specification for a program without a recipe: FP, and INT where it has quantize operators."""
+    """The smallest specification for a program without a recipe: FP, INT where it has quantize operators, and what its types need."""
     dtypes = {n.args[5] for n in module.graph.nodes if str(n.target).startswith("quantized_decomposed.quantize_per_tensor")}
-    if not dtypes:
-        return Spec.parse("TOSA-1.0+FP")
-    return Spec.parse("TOSA-1.0+INT+FP" + ("+int16" if torch.int16 in dtypes else ""))
+    extensions = ("+int16" if torch.int16 in dtypes else "") + ("+bf16" if torch.bfloat16 in float_types(module) else "")
+    return Spec.parse(f"TOSA-1.0{'+INT' if dtypes else ''}+FP{extensions}")
+
+
+def _check_float_scheme(model: Any, scheme: str, spec: Spec | None) -> None:
+    if scheme not in FLOATS:
+        known = SCHEMES.keys() - set(FLOATS)
+        remedy = f'tosaic.quantize(..., scheme="{scheme}") comes first' if scheme in known else f"known are {', '.join(FLOATS)}"
+        raise InputError(f"compile takes a float scheme, found '{scheme}'", remedy=remedy)
+    if isinstance(model, Quantized):
+        raise InputError(f"scheme {scheme} is for float models; this one is quantized ({model.recipe.scheme})", remedy="leave it out")
+    if spec is not None:
+        Recipe(scheme).check(spec)
+
+
+def _check_quantizable(captured: Captured) -> None:
+    """Refuse what cannot be quantized before calibration or training spends time on it."""
+    halves = sorted(str(t).removeprefix("torch.") for t in float_types(captured.module) & {torch.float16, torch.bfloat16})
+    if halves:
+        raise InputError(f"the model computes in {' and '.join(halves)}, and quantization starts from float32", remedy="use model.float()")
+    check_operators(captured.module)
 
 
 def _refuse_floats(lowered: Lowered) -> None:
-    floats = [row for row in lowered.ledger if row.precision == "fp32"]
+    floats = [row for row in lowered.ledger if row.precision in FLOATS]
     if floats:
         lines = "\n".join(f"  {row.aten} '{row.name}': {row.reason}\n    at: {row.location}" for row in floats)
         count = "1 operator stays" if len(floats) == 1 else f"{len(floats)} operators stay"

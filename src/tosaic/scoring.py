@@ -36,7 +36,9 @@ def score(artifact: Artifact, model: Callable[..., Any], example_inputs: Any, sa
         inputs = pytree.tree_unflatten([next(tensors) if isinstance(x, torch.Tensor) else x for x in leaves], structure)
         with torch.no_grad():
             result = pytree.tree_leaves(model(*inputs))
-        expected.append([t.detach().numpy() for t in result if isinstance(t, torch.Tensor)])
+        # an artifact of float16 or bfloat16 gives its results as float32 too
+        results = [t.detach() for t in result if isinstance(t, torch.Tensor)]
+        expected.append([(t.float() if t.is_floating_point() else t).numpy() for t in results])
         found.append(artifact.run(list(sample), float_io=True))
     scores = {}
     for i, port in enumerate(artifact.passport.outputs if found else ()):

@@ -6,6 +6,7 @@ of half a second, whatever the size of the model, and no row sees another's valu
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,19 +15,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tosaic.quantization.rules import RULES, Kind
+
 ALL = ("8a8w", "16a8w", "fp32")
 # lowest SQNR against the float module; with weights, these are at 8 bits
 DECIBELS = {"8a8w": 30.0, "16a8w": 72.0}
 WEIGHT_DECIBELS = {"8a8w": 28.0, "16a8w": 38.0}
-_WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear)
+_WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.RNNBase, nn.RNNCellBase)
 # (lsb, equal) at int16, where the operator itself is coarser than one rounding:
 _ACCUMULATED = (2, 0.4)  # 48-bit accumulators take 16-bit multipliers, off by up to 2^-15: a step of the largest value
 _INTERPOLATED = (1, 0.6)  # the entries of a TABLE are int16 themselves
 _STEPS_AT_16 = {
     **dict.fromkeys(("convolution", "linear", "bmm", "mm", "upsample_bilinear2d", "upsample_linear1d"), _ACCUMULATED),
     **dict.fromkeys(("avg_pool2d", "adaptive_avg_pool2d", "_adaptive_avg_pool2d"), _ACCUMULATED),
-    **dict.fromkeys(("sigmoid", "tanh", "silu", "hardsigmoid", "hardswish"), _INTERPOLATED),
-    "_softmax": (1, 0.85),  # exp in 2^16 steps of 18 nats
+    **dict.fromkeys(("sigmoid", "tanh", "silu", "hardsigmoid", "hardswish", "gelu", "mish", "erf", "erfc"), _INTERPOLATED),
+    **dict.fromkeys(("softplus", "log_sigmoid", "elu", "celu", "exp", "exp2", "expm1", "atan", "asinh", "sinh", "cosh"), _INTERPOLATED),
+    **dict.fromkeys(("log", "log2", "log10", "log1p", "sqrt", "rsqrt", "sin", "cos", "tan", "pow", "reciprocal"), _INTERPOLATED),
+    "_softmax": (1, 0.8),  # exp of an int32 in 2^16 steps of 18 nats
+    "exp_below_max": (6, 0.6),  # a TABLE of 256 intervals over 11 nats
+    **dict.fromkeys(("_log_softmax", "logsumexp"), (1, 0.6)),  # a logarithm in 2^14 steps
+    **dict.fromkeys(("layer_norm", "group_norm", "instance_norm", "rms_norm"), (2, 0.75)),  # 1/sqrt by TABLE
+    **dict.fromkeys(("std", "linalg_vector_norm"), (1, 0.2)),  # sqrt by TABLE, of few elements
+    "div": (3, 0.5),  # a reciprocal of 14 bits
+    "cosine_similarity": (2, 0.5),  # two roots of 15 bits
 }
 
 
@@ -45,6 +56,9 @@ class Row:
             are usual: RESCALE rounds them up, PyTorch to even.
         lsb_at_16: instead of `lsb` at int16, for several operators in a row.
         decibels: lowest SQNR against the float module, where it is not what `DECIBELS` says.
+        equal_at_16: instead of `equal` at int16, likewise.
+        dtypes: of the inputs, where they are not all float32: integers of the span, bools that are as often true as not.
+        exact: a function that only moves data; see `exact`.
     """
 
     name: str
@@ -57,6 +71,9 @@ class Row:
     equal: float = 0.95
     decibels: tuple[tuple[str, float], ...] = ()
     lsb_at_16: int | None = None
+    dtypes: tuple[torch.dtype, ...] = ()
+    equal_at_16: float | None = None
+    exact: bool = False
 
     def least_decibels(self, precision: str, module: nn.Module) -> float:
         weighted = any(isinstance(m, _WEIGHTED) for m in module.modules())
@@ -64,10 +81,13 @@ class Row:
 
     def steps(self, precision: str, module: nn.Module) -> tuple[int, float]:
         """(lsb, equal) at a precision."""
+        if self.exact and isinstance(module, Function):
+            return 0, 1.0
         if precision == "16a8w":
-            if any(isinstance(m, _WEIGHTED) for m in module.modules()):
-                return self.lsb_at_16 or _ACCUMULATED[0], _ACCUMULATED[1]
-            return _STEPS_AT_16.get(self.op._schema.name.removeprefix("aten::"), (self.lsb, self.equal))
+            weighted = any(isinstance(m, _WEIGHTED) for m in module.modules())
+            name = self.op._schema.name.split("::")[1]
+            lsb, equal = _ACCUMULATED if weighted else _STEPS_AT_16.get(name, (self.lsb, self.equal))
+            return self.lsb_at_16 or lsb, equal if self.equal_at_16 is None else self.equal_at_16
         return self.lsb, self.equal
 
     def inputs(self, sample: int) -> list[Tensor]:
@@ -79,7 +99,10 @@ class Row:
             tensor = torch.rand(shape, generator=generator) * (high - low) + low
             if sample == 0 and tensor.numel() > 1:
                 tensor.view(-1)[0], tensor.view(-1)[-1] = low, high
-            tensors.append(tensor)
+            dtype = self.dtypes[i] if self.dtypes else torch.float32
+            if dtype is torch.bool:
+                tensor = tensor > (low + high) / 2
+            tensors.append(tensor if tensor.dtype is dtype else tensor.round().to(dtype))
         return tensors
 
 
@@ -102,6 +125,11 @@ def layer(name: str, op: torch._ops.OpOverload, make: Callable[[], nn.Module], *
 def function(name: str, op: torch._ops.OpOverload, run: Callable[..., Any], *shapes: tuple[int, ...], **options: Any) -> Row:
     """A row about a function of tensors."""
     return Row(name, op, lambda: Function(run), shapes, **options)
+
+
+def exact(*rows: Row) -> tuple[Row, ...]:
+    """Rows, of which functions that only move data must give the very numbers of the fake-quantized module."""
+    return tuple(dataclasses.replace(r, exact=RULES[r.op].kind is Kind.MOVE) for r in rows)
 
 
 class Family(nn.Module):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from ops.rows import Row, function, layer
+from ops.rows import Row, exact, function, layer
 from torch import Tensor, nn
 
 aten = torch.ops.aten
 CAT, SLICE, SPLIT, PAD = aten.cat.default, aten.slice.Tensor, aten.split_with_sizes.default, aten.constant_pad_nd.default
 MAX, AVG, ADAPTIVE, MEAN = aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.mean.dim
 NEAREST, BILINEAR = aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec
+UNFOLD = aten.unfold.default
 PICTURE = (1, 4, 6, 8)
 # averages of 2 or 4 integers lie half-way between two of them every other or fourth time
 TIES = {"equal": 0.75}
@@ -43,7 +44,29 @@ def written(x: Tensor, place: tuple, value: Tensor | float) -> Tensor:
     return x
 
 
-MOVEMENT = (
+def windows(x: Tensor, size: tuple[int, int, int]) -> Tensor:
+    """A video [N, D, H, W, C] in windows, as video transformers make them: eight axes."""
+    n, *whole, c = x.shape
+    parts = [d for length, w in zip(whole, size, strict=True) for d in (length // w, w)]
+    return x.reshape(n, *parts, c).permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, size[0] * size[1] * size[2], c)
+
+
+def from_windows(x: Tensor) -> Tensor:
+    return x.reshape(2, 2, 2, 3, 2, 2, 2, 3).permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(2, 4, 4, 6, 3)
+
+
+def high_rank(x: Tensor) -> Tensor:
+    """Each way to move parts of seven axes."""
+    x = torch.cat([x.unsqueeze(3), x.unsqueeze(3)], 3).flip(0, 2)[:, :, 1:].expand(2, 2, 2, 2, 2, 2, 2)
+    return F.pad(x.repeat(1, 2, 1, 1, 1, 1, 2), (0, 1, 1, 0)).select(2, 1)[..., ::2].index_select(1, torch.tensor([3, 1])).flatten(2)
+
+
+class Flipped(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flip(1, 3)
+
+
+MOVEMENT = exact(
     function("cat", CAT, lambda a, b: torch.cat([a, b], 1), PICTURE, (1, 3, 6, 8)),
     function("cat_scales", CAT, lambda a, b: torch.cat([a, b * 5, a], -1), PICTURE, PICTURE),
     layer("cat_constant", CAT, CatConstant, PICTURE),
@@ -94,12 +117,51 @@ MOVEMENT = (
     function("t_matrix", aten.t.default, lambda a: aten.t(a), (4, 5)),
     function("t_vector", aten.t.default, lambda a: aten.t(a), (30,)),
     function("transpose", aten.transpose.int, lambda a: a.transpose(-1, 1), PICTURE),
-    function("squeeze", aten.squeeze.dims, torch.squeeze, (1, 4, 1, 8)),
+    function("squeeze", aten.squeeze.default, torch.squeeze, (1, 4, 1, 8)),
+    function("squeeze_dims", aten.squeeze.dims, lambda a: a.squeeze((0, 2, 3)), (1, 4, 1, 8)),
     function("squeeze_dim", aten.squeeze.dim, lambda a: a.squeeze(-2), (1, 4, 1, 8)),
     function("unsqueeze", aten.unsqueeze.default, lambda a: a.unsqueeze(-1).unsqueeze(0), (3, 4)),
     function("expand", aten.expand.default, lambda a: a.expand(2, 4, -1), (4, 5)),
     function("expand_channels", aten.expand.default, lambda a: a.expand(-1, 3, -1, -1), (1, 1, 4, 5)),
     function("repeat", aten.repeat.default, lambda a: a.repeat(2, 1, 3), (4, 5)),
+    function("tile", aten.repeat.default, lambda a: a.tile(2, 1), (3, 8)),
+    function("repeat_interleave", aten.expand.default, lambda a: a.repeat_interleave(3, 1), PICTURE),
+    function("unflatten", aten.reshape.default, lambda a: a.unflatten(1, (2, 2)), PICTURE),
+    function("movedim", aten.permute.default, lambda a: a.movedim((1, 2), (-1, 0)), PICTURE),
+    function("swapaxes", aten.transpose.int, lambda a: a.swapaxes(1, 2), PICTURE),
+    function("unbind", SLICE, lambda a: a.unbind(1), (1, 3, 6, 8)),
+    function("tensor_split", SLICE, lambda a: a.tensor_split(3, -1), PICTURE),
+    function("hstack", CAT, lambda a, b: torch.hstack([a, b]), (3, 4), (3, 5)),
+    function("dstack", CAT, lambda a, b: torch.dstack([a, b]), (4, 6), (4, 6)),
+    function("block_diag", CAT, torch.block_diag, (4, 5), (2, 3)),
+    function("meshgrid", aten.expand.default, lambda a, b: torch.meshgrid(a, b, indexing="ij"), (20,), (21,)),
+    function("cat_with_empty", CAT, lambda a: torch.cat([torch.zeros(0), a, torch.zeros(0, 4, 6, 8)]), PICTURE),
+    function("cat_many", CAT, lambda a: torch.cat([a[:, i % 4] + i for i in range(70)], 1), (1, 4, 2, 2)),
+    function("write_steps", CAT, lambda a: written(a, (slice(None), slice(None), slice(1, None, 2)), a[:, :, :3]), PICTURE),
+    function("slice_scatter", CAT, lambda a, b: torch.slice_scatter(a, b, -1, 1, 8, 3), PICTURE, (1, 4, 6, 3)),
+    function("select_scatter", CAT, lambda a, b: torch.select_scatter(a, b, 1, -2), PICTURE, (1, 6, 8)),
+    function("flip", aten.flip.default, lambda a: a.flip(1, -1), PICTURE),
+    function("rot90", aten.flip.default, lambda a: a.rot90(1, (2, 3)), PICTURE),
+    layer("flip_of_conv", aten.flip.default, lambda: nn.Sequential(nn.Conv2d(4, 3, 1), Flipped(), nn.Conv2d(3, 2, 1)), PICTURE),
+    function("diagonal", SLICE, lambda a: a.diagonal(0, 1, 2), (3, 5, 6)),
+    function("diagonal_below", SLICE, lambda a: a.diagonal(-1, -1, 0), (6, 3, 5)),
+    function("diag", SLICE, torch.diag, (20, 20)),
+    function("diag_embed", aten.where.self, lambda a: torch.diag_embed(a, 1), (4, 6)),
+    function("diagonal_scatter", aten.where.self, torch.diagonal_scatter, (6, 6), (6,)),
+    function("as_strided_view", aten.reshape.default, lambda a: torch.as_strided(a, (8, 24), (24, 1)), PICTURE),
+    function("as_strided", aten.index_select.default, lambda a: torch.as_strided(a, (5, 4), (6, 2), 3), (4, 9)),
+    function("unfold", UNFOLD, lambda a: a.unfold(2, 3, 2), PICTURE),
+    function("unfold_overlapping", UNFOLD, lambda a: a.unfold(1, 7, 2), (2, 30)),
+    function("unfold_apart", UNFOLD, lambda a: a.unfold(0, 2, 3), (20, 3)),
+    function("unfold_patches", UNFOLD, lambda a: a.unfold(2, 2, 2).unfold(3, 4, 4), PICTURE),
+    function("im2col", UNFOLD, lambda a: F.unfold(a, 3, dilation=(1, 2), padding=(1, 2), stride=(2, 1)), PICTURE),
+    function("im2col_patches", UNFOLD, lambda a: F.unfold(a, 2, stride=2), (2, 3, 6, 8)),
+    function("col2im_patches", aten.reshape.default, lambda a: F.fold(a, (5, 8), 2, stride=2), (2, 12, 8)),
+    function("col2im", aten.add.Tensor, lambda a: F.fold(a, (5, 6), (3, 2), padding=(1, 0), stride=(2, 1)), (2, 12, 15)),
+    function("rank_7", aten.permute.default, lambda a: windows(a, (2, 2, 2)), (1, 4, 4, 6, 3)),
+    function("rank_8", aten.permute.default, lambda a: windows(a, (2, 2, 2)), (2, 4, 4, 6, 3)),
+    function("rank_8_back", aten.permute.default, from_windows, (24, 8, 3)),
+    function("rank_7_parts", SLICE, lambda a: high_rank(a), (2, 2, 3, 2, 2, 2)),
 )
 
 

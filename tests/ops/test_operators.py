@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,27 +14,38 @@ import torch
 from ops.rows import ALL, Family
 from ops.table import FAMILIES
 from torch import nn
+from torch.utils import _pytree as pytree
 
 import tosaic
 from tosaic.artifact import Artifact
+from tosaic.compiler import _captured
 from tosaic.emit.vgf import to_vgf
 from tosaic.lower.registry import LOWERINGS
 from tosaic.quantization.ptq import Quantized
 from tosaic.quantization.rules import RULES
 from tosaic.tosa.graph import Graph, verify
 from tosaic.tosa.spec import Spec
+from tosaic.tosa.types import DType
 
+aten = torch.ops.aten
 Run = Callable[[Graph, Sequence[np.ndarray]], list[np.ndarray]]
 SPECS = {"8a8w": "TOSA-1.0+INT", "16a8w": "TOSA-1.0+INT+int16", "fp32": "TOSA-1.0+FP"}
 CALIBRATION = 3
 CASES = [(family, precision) for family in FAMILIES for precision in ALL]
+HALVES = {"fp16": (torch.float16, "TOSA-1.0+FP"), "bf16": (torch.bfloat16, "TOSA-1.0+FP+bf16")}
+# rows that run in float16 and bfloat16 without being compared with PyTorch, and why
+_STEP = "a step behind a convolution: where its last digit differs, the result does by a whole step"
+NOT_COMPARED = {
+    **dict.fromkeys(("trunc_between", "round_between", "round_decimals_between", "ceil_between", "floor_between"), _STEP),
+    "floor_divide_reals": "a * (1/b) may fall short of a whole number, which quotients of such short numbers often are",
+}
 # lowered in float, without a quantization rule, and why
 FLOAT_ONLY: dict[str, str] = {}
 
 
 @functools.cache
 def program(family: str, precision: str) -> tuple[Family, torch.export.ExportedProgram]:
-    """The rows of a family that run at a precision, captured."""
+    """The rows of a family that run at a precision, captured; float16 and bfloat16 take those of float32."""
     model = Family([row for row in FAMILIES[family] if precision in row.precisions])
     return model, torch.export.export(model, model.inputs(0))
 
@@ -57,9 +71,89 @@ def test_rows(family: str, precision: str, reference: Run) -> None:
         problems += against_torch(model, artifact, quantized, inputs, precision)
     if quantized is not None:
         # beyond the calibrated range both sides saturate (to few values, so that how many are equal says nothing)
-        outside = tuple(1.5 * x for x in model.inputs(1))
+        outside = tuple(1.5 * x if x.is_floating_point() else x for x in model.inputs(1))
         problems += against_fake_quantized(model, artifact, quantized, outside, precision, count=False)
     assert not problems, "\n" + "\n".join(problems)
+
+
+@pytest.mark.parametrize("kind", HALVES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_in_half_precision(family: str, kind: str, reference: Run) -> None:
+    model, exported = program(family, "fp32")
+    dtype, spec = HALVES[kind]
+    artifact = tosaic.compile(exported, scheme=kind)
+    assert artifact.passport.spec == spec
+    verify(artifact.graph, Spec.parse(spec))
+    assert to_vgf(artifact.graph)
+    assert not any(v.dtype is DType.FP32 for v in (*artifact.graph.inputs, *artifact.graph.outputs))
+    inputs = [x.to(dtype) if x.is_floating_point() else x for x in model.inputs(1)]
+    arrays = stored(artifact, inputs, float_io=False)
+    results = artifact.run(arrays, float_io=False)
+    oracle = Rounded(_captured(exported, None, None, kind).module)
+    with torch.no_grad():
+        expected = oracle.run(*inputs)
+    counts = Counter(re.split(r"[. ]", row.location.partition("| cases.")[2])[0] for row in artifact.passport.ledger)
+    problems = []
+    for port, ours, theirs in zip(artifact.passport.outputs, results, reference(artifact.graph, arrays), strict=True):
+        want, row = _numbers(expected[port.name]), model.row_of(port.name)
+        # both compute in float32 and round, to neighbours where float32 sums in another order; convolutions round before the bias
+        weighted = any(p.dim() > 1 for p in model.cases[row.name].parameters())
+        if not np.all(_close(ours, theirs, _ulp(np.abs(want).max() if weighted else theirs, dtype) + 1e-5)):
+            problems.append(f"{port.name}: simulator and reference model differ by {_largest_difference(ours, theirs)}")
+        # each operator rounds once, by half a unit of the largest number that it sees, and so does the bias of a convolution
+        bound = counts[row.name] * _ulp(np.abs(want[np.isfinite(want)]).max(initial=0.0), dtype)
+        if row.name not in NOT_COMPARED and not np.all(_close(ours, want, bound)):
+            problems.append(f"{port.name}: differs from PyTorch by {_largest_difference(ours, want)}, bound {bound}")
+    assert not problems, "\n" + "\n".join(problems)
+
+
+class Rounded(torch.fx.Interpreter):
+    """PyTorch's operators in float32, each result rounded to its type: as its kernels for float16 and bfloat16 mean to compute,
+    of which not all exist for CPUs. Numbers beside a tensor are constants of its type."""
+
+    def run_node(self, node: torch.fx.Node) -> Any:
+        if node.op != "call_function":
+            return super().run_node(node)
+        arguments = self.fetch_args_kwargs_from_env(node)
+        if node.target in (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor):
+            kind = node.meta["val"].dtype
+            most = torch.finfo(kind).max if kind.is_floating_point else 0.0
+            arguments = pytree.tree_map(
+                lambda x: torch.tensor(min(max(x, -most), most), dtype=kind).item() if isinstance(x, float) and most else x, arguments
+            )
+        if node.target is not aten.nan_to_num.default:  # whose largest number is that of the type
+            arguments = pytree.tree_map(self._wide, arguments)
+        result = node.target(*arguments[0], **arguments[1])  # type: ignore[operator]
+        return pytree.tree_map(lambda x, like: x.to(like.dtype) if x.is_floating_point() else x, result, node.meta["val"])
+
+    @staticmethod
+    def _wide(x: Any) -> Any:
+        if isinstance(x, torch.dtype):
+            return torch.float32 if x.is_floating_point else x
+        return x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+
+
+def _numbers(x: torch.Tensor) -> np.ndarray:
+    return (x.double() if x.is_floating_point() else x).numpy()
+
+
+def _ulp(x: np.ndarray | float, dtype: torch.dtype) -> np.ndarray:
+    """Distance of neighbours in a float type at the magnitude of x."""
+    limits = torch.finfo(dtype)
+    magnitude = np.maximum(np.abs(np.asarray(x, np.float64)), limits.tiny)
+    return np.exp2(np.floor(np.log2(np.minimum(magnitude, limits.max)))) * limits.eps
+
+
+def _close(a: np.ndarray, b: np.ndarray, bound: np.ndarray | float) -> np.ndarray:
+    """Whether numbers are equal (NaN and infinities too; integers and bools must be), or within the bound."""
+    bound = 0.0 if a.dtype.kind in "biu" else bound
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        return (a == b) | (np.isnan(a) & np.isnan(b)) | (np.abs(a - b) <= bound)
+
+
+def _largest_difference(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.nanmax(np.abs(a.astype(np.float64) - b.astype(np.float64)), initial=0.0))
 
 
 def missing_operators(model: Family, artifact: Artifact) -> Iterator[str]:
@@ -70,9 +164,9 @@ def missing_operators(model: Family, artifact: Artifact) -> Iterator[str]:
             yield f"{row.name}: {row.op} is not among {sorted(found)}"
 
 
-def stored(artifact: Artifact, inputs: Sequence[torch.Tensor]) -> list[np.ndarray]:
-    ports = zip(inputs, artifact.passport.inputs, artifact.graph.inputs, strict=True)
-    return [artifact._stored(x.numpy(), port, value, True) for x, port, value in ports]
+def stored(artifact: Artifact, inputs: Sequence[torch.Tensor], float_io: bool = True) -> list[np.ndarray]:
+    ports = zip(artifact._arrays(list(inputs)), artifact.passport.inputs, artifact.graph.inputs, strict=True)
+    return [artifact._stored(x, port, value, float_io) for x, port, value in ports]
 
 
 def against_reference(artifact: Artifact, inputs: Sequence[torch.Tensor], reference: Run) -> Iterator[str]:

@@ -95,6 +95,27 @@ def binary(m: Maker, x: Value) -> Value | None:
     return m.b.emit(m.draw(st.sampled_from(kinds))(), x, y)
 
 
+def limit(m: Maker, _: Value) -> Value | None:
+    """A limit that often has no effect, or the one that a RESCALE behind it has anyway."""
+    x = m.pick(I32)
+    if x is None:
+        return None
+    bound = m.b.const(np.full((1,) * len(x.shape), m.draw(st.sampled_from([-70000, -128, 0, 127, 200, 70000]))), I32)
+    y = m.b.emit(m.draw(st.sampled_from([ops.Maximum, ops.Minimum]))(), *((x, bound) if m.draw(st.booleans()) else (bound, x)))
+    return y if m.draw(st.booleans()) else rescale(m, y)
+
+
+def offset(m: Maker, _: Value) -> Value | None:
+    """Constants on top of something too small to overflow."""
+    x = m.pick(I8)
+    if x is None:
+        return None
+    y = m.b.emit(ops.Rescale(I32, (1 << 30,), (30,)), x)
+    for _ in range(m.integer(1, 3)):
+        y = m.b.emit(ops.Add(), y, m.constant(I32, *(d if m.draw(st.booleans()) else 1 for d in y.shape)))
+    return y
+
+
 def select(m: Maker, x: Value) -> Value | None:
     y = m.pick(I32, like=x)
     return None if x.dtype is not I32 or y is None else m.b.emit(ops.Select(), m.b.emit(ops.Greater(), x, y), y, m.b.emit(ops.Clz(), x))
@@ -178,7 +199,7 @@ def constant(m: Maker, x: Value) -> Value:
 
 
 STEPS = [transpose, transpose, convolution, convolution, rescale, rescale, binary, binary, unary, unary, reshape, reshape]
-STEPS += [max_pool, select, reduce, arg_max, pad, cut, halves, concat, tile, reverse, constant]
+STEPS += [max_pool, select, reduce, arg_max, pad, cut, halves, concat, tile, reverse, constant, limit, limit, offset]
 
 
 @st.composite

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tosaic.errors import InputError
+
 aten = torch.ops.aten
 _FOLDS_INTO = (aten.convolution.default, aten.linear.default)
 TINY_GAMMA = 2.0**-20
@@ -75,7 +77,12 @@ def channel_view(per_channel: torch.Tensor, weight: torch.Tensor, groups: int | 
 
 
 def fold_batch_norm(module: torch.fx.GraphModule) -> None:
-    """Fold every batch norm that follows a convolution or linear into its weights and bias."""
+    """Fold every batch norm that follows a convolution or linear into its weights and bias.
+
+    Raises:
+        InputError: a batch norm divides by zero.
+    """
+    _check_variances(module)
     for i, (conv, norm) in enumerate(_foldable(module)):
         gamma, beta, mean, var = (get_parameter(module, n) for n in norm.args[1:5])
         weight, bias = get_parameter(module, conv.args[1]), get_parameter(module, conv.args[2] if len(conv.args) > 2 else None)
@@ -88,6 +95,17 @@ def fold_batch_norm(module: torch.fx.GraphModule) -> None:
         module.graph.erase_node(norm)
     module.graph.eliminate_dead_code()
     module.recompile()
+
+
+def _check_variances(module: torch.fx.GraphModule) -> None:
+    for node in module.graph.nodes:
+        if node.target is aten.batch_norm.default and (var := get_parameter(module, node.args[4])) is not None:
+            bad = torch.nonzero(var.double() + node.args[7] <= 0).flatten().tolist()
+            if bad:
+                raise InputError(
+                    f"batch norm '{node.args[4].target}' is not positive in channel {bad[0]} and eps is {node.args[7]}: it divides by zero",
+                    remedy="give the layer an eps, or check the checkpoint",
+                )
 
 
 def replace_parameters(module: torch.fx.GraphModule, conv: torch.fx.Node, name: str, weight: torch.Tensor, bias: torch.Tensor) -> None:

@@ -18,13 +18,19 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from tosaic.capture.attention import divide_after_product
 from tosaic.capture.batch_norm import canonicalize_batch_norm, finish_folding, simulate_folding
+from tosaic.capture.composites import assemble_composites
 from tosaic.capture.decompositions import DECOMPOSITIONS
+from tosaic.capture.fourier import without_complex
+from tosaic.capture.products import products_to_linear
 from tosaic.errors import CaptureError, InputError, place_of
+from tosaic.operators import dropout_marker
 
 aten = torch.ops.aten
 Inputs = tuple[Any, ...]
 
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 # Operators that change nothing in an inference graph of static shapes.
 _ALIASES = {
     aten.clone.default,
@@ -92,8 +98,8 @@ def capture(
     for leaf in pytree.tree_leaves(inputs):
         if not isinstance(leaf, torch.Tensor):
             raise InputError(f"an input is not a tensor but {type(leaf).__name__}", remedy="set it as an attribute of the model")
-        if leaf.is_floating_point() and leaf.dtype is not torch.float32:
-            raise InputError(f"an input has type {leaf.dtype}, expected float32", remedy="use model.float() and float32 inputs")
+        if leaf.is_floating_point() and leaf.dtype not in _FLOATS:
+            raise InputError(f"an input has type {leaf.dtype}, which TOSA lacks", remedy="use model.float() and float32 inputs")
     _check_static(program)
     _check_finite(program)
     _copy_inputs(program)
@@ -112,6 +118,10 @@ def capture(
         ) from error
     _drop_aliases(module)
     _views_to_reshapes(module)
+    without_complex(module)
+    products_to_linear(module)
+    divide_after_product(module)
+    assemble_composites(module)
     canonicalize_batch_norm(module)
     tidy(module)
     names = [n.name for n in module.graph.nodes if n.op == "placeholder"]
@@ -204,8 +214,11 @@ def _check_static(program: torch.export.ExportedProgram) -> None:
 
 
 def _check_finite(program: torch.export.ExportedProgram) -> None:
+    parameters = set(program.graph_signature.parameters)
     for name, tensor in program.state_dict.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            if name not in parameters and (torch.isfinite(tensor) | (tensor == -torch.inf)).all():
+                continue  # an attention mask
             bad = "NaN" if torch.isnan(tensor).any() else "an infinite value"
             raise InputError(f"weight '{name}' {tuple(tensor.shape)} contains {bad}", remedy="check the checkpoint")
 
@@ -262,17 +275,7 @@ class _DropoutMarker(nn.Module):
         self.p, self.kind = p, kind
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.ops.tosaic.dropout_marker(x, self.p, self.kind)
-
-
-@torch.library.custom_op("tosaic::dropout_marker", mutates_args=())
-def _dropout_marker(x: torch.Tensor, p: float, kind: int) -> torch.Tensor:
-    return x.clone()
-
-
-@_dropout_marker.register_fake
-def _(x: torch.Tensor, p: float, kind: int) -> torch.Tensor:
-    return torch.empty_like(x)
+        return dropout_marker(x, self.p, self.kind)
 
 
 def capture_for_training(model: nn.Module, example_inputs: Any, *, keep: Collection[torch._ops.OpOverload]) -> Captured:
@@ -288,7 +291,7 @@ def capture_for_training(model: nn.Module, example_inputs: Any, *, keep: Collect
                 setattr(parent, name, _DropoutMarker(child.p, _DROPOUTS.index(type(child))))
     captured = capture(copied, example_inputs, keep=keep)
     module = captured.module
-    for i, node in enumerate([n for n in module.graph.nodes if n.target is torch.ops.tosaic.dropout_marker.default]):
+    for i, node in enumerate([n for n in module.graph.nodes if n.target is dropout_marker]):
         module.add_submodule(f"dropout_{i}", _DROPOUTS[node.args[2]](node.args[1]))
         with module.graph.inserting_before(node):
             live = module.graph.call_module(f"dropout_{i}", (node.args[0],))

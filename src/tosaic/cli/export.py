@@ -7,6 +7,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from tosaic.cli.user_code import check_reference, find, is_reference, reporting
 from tosaic.converter import find_converter
 from tosaic.emit.passport import PortRecord, passport_path, write_passport
 from tosaic.errors import EmitError, InputError
-from tosaic.quantization.schemes import Recipe
+from tosaic.quantization.schemes import FLOATS, Recipe
 from tosaic.tosa.spec import Spec
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ SCORED = 8  # calibration samples that the artifact is scored on
 def export(options: ExportOptions) -> None:
     """Quantize after training (or compile in float), write, score, print."""
     recipe = _recipe(options, options.observer, options.bias_correction)
-    in_float = recipe.scheme == "fp32" and not recipe.overrides
+    in_float = recipe.scheme in FLOATS and not recipe.overrides
     _check(options, recipe)
     if options.calibration is None and not in_float:
         raise InputError(
@@ -43,7 +44,10 @@ def export(options: ExportOptions) -> None:
         if in_float:
             at.begin("compiling")
             program: Any = loaded.model
-            example = loaded.example_inputs
+            example: Any = loaded.example_inputs
+            float_scheme = None if recipe.scheme == "fp32" else recipe.scheme  # a model given in half precision stays so
+            if data is not None:  # which nothing is calibrated on, but the artifact is scored
+                data.kept = list(islice(data.samples, SCORED))
         else:
             assert data is not None
             at.begin("calibrating", data.count)
@@ -61,8 +65,8 @@ def export(options: ExportOptions) -> None:
                 progress=at.at,
                 dump=options.dump,
             )
-            example = None
-        artifact = _compile(tosaic, program, example, options, at)
+            example = float_scheme = None
+        artifact = _compile(tosaic, program, example, options, at, float_scheme)
         _record(artifact, options, data)
         at.begin("writing")
         artifact.save(options.output)
@@ -176,10 +180,18 @@ def _load(options: CompileOptions, at: Steps) -> tuple[Loaded, Data | None]:
     return loaded, data
 
 
-def _compile(tosaic: Any, program: Any, example: Any, options: CompileOptions, at: Steps) -> Artifact:
+def _compile(tosaic: Any, program: Any, example: Any, options: CompileOptions, at: Steps, scheme: str | None = None) -> Artifact:
     at.begin("compiling")
-    name = options.name or options.output.stem
-    return tosaic.compile(program, example, options.spec, name=name, io_layout=options.io_layout, strict=options.strict, dump=options.dump)
+    return tosaic.compile(
+        program,
+        example,
+        options.spec,
+        scheme=scheme,
+        name=options.name or options.output.stem,
+        io_layout=options.io_layout,
+        strict=options.strict,
+        dump=options.dump,
+    )
 
 
 def _record(artifact: Artifact, options: CompileOptions, data: Data | None) -> None:
@@ -243,8 +255,8 @@ def _summary(artifact: Artifact, options: CompileOptions, scores: list[str], sec
     rows += [("score" if i == 0 else "", line) for i, line in enumerate(scores or ["not known without --calibration"])]
     rows += [("seconds", f"{sum(seconds.values()):.1f} ({stages})")]
     table(rows)
-    floats = [row for row in passport.ledger if row.precision == "fp32"]
-    if floats and passport.recipe:
+    floats = [row for row in passport.ledger if row.precision in FLOATS]
+    if floats and passport.recipe and passport.recipe["scheme"] not in FLOATS:
         console.print(f"{plural(len(floats), 'operator')} of the model {'stays' if len(floats) == 1 else 'stay'} float:")
         table([(row.name, row.aten, row.reason, row.location.partition(" | ")[2]) for row in floats])
 

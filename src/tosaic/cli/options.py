@@ -40,7 +40,10 @@ ImageStd = Annotated[str | None, Option("--image-std", metavar="0.2,...", help="
 Scheme = Annotated[
     str | None,
     Option(
-        "--scheme", metavar="8a8w|16a8w|fp32", show_default="8a8w", help="Activations and weights: int8 both, int16 and int8, or float."
+        "--scheme",
+        metavar="8a8w|16a8w|8a4w|fp32|fp16|bf16",
+        show_default="8a8w",
+        help="Activations and weights: int8 both, int16 and int8, int8 and int4, or float.",
     ),
 ]
 Scope = Annotated[

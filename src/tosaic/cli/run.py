@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tosaic.artifact import EXECUTORS, Artifact, load, quantize
+from tosaic.artifact import EXECUTORS, Artifact, is_float, load, quantize
 from tosaic.cli.config import RunOptions, VerifyOptions
 from tosaic.cli.console import plural, stdout, steps, table
 from tosaic.cli.data import ARRAYS, read_arrays
@@ -88,8 +88,10 @@ def verify(options: VerifyOptions) -> bool:
 
 
 def _stored(array: np.ndarray, port: PortRecord, dtype: DType) -> np.ndarray:
-    """Real values quantized, so that outputs come as stored integers, which must be equal."""
-    return quantize(array, port, dtype) if port.scale is not None and array.dtype.kind == "f" else array
+    """Real values quantized, so that outputs come as stored integers, which must be equal; or in the artifact's own float type."""
+    if not is_float(array):
+        return array
+    return quantize(array, port, dtype) if port.scale is not None else array.astype(dtype.numpy) if dtype.is_float else array
 
 
 def _differences(artifact: Artifact, expected: list[np.ndarray], found: list[np.ndarray]) -> list[tuple[str, bool]]:
@@ -198,6 +200,7 @@ def _write(path: Path, outputs: list[np.ndarray], artifact: Artifact) -> None:
     if path.suffix != ".npz" and len(outputs) != 1:
         raise InputError(f"{path} holds one array, the artifact has {len(outputs)} outputs", remedy="write an .npz")
     file = io.BytesIO()
+    outputs = [x.astype(np.float32) if x.dtype == DType.BF16.numpy else x for x in outputs]  # which .npy has no name for
     if path.suffix == ".png":
         atomic_write(path, png(outputs[0]))
         return

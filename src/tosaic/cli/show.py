@@ -52,8 +52,8 @@ def _summary(artifact: Artifact, counted: Counts) -> None:
     recipe = passport.recipe
     if recipe:
         overrides = "".join(f", {pattern} in {scheme}" for pattern, scheme in recipe.get("overrides", {}).items())
-        parts = [f"scope {recipe.get('scope')}", f"between {recipe.get('between')}", f"observer {recipe.get('observer')}"]
-        rows += [("recipe", f"{recipe.get('scheme')}, {', '.join(parts)}{overrides}")]
+        parts = [f"{key} {recipe[key]}" for key in ("scope", "between", "observer") if key in recipe]
+        rows += [("recipe", f"{', '.join([str(recipe.get('scheme')), *parts])}{overrides}")]
     if passport.calibration:
         rows += [("calibration", ", ".join(f"{k} {str(v)[:12] if k == 'sha256' else v}" for k, v in passport.calibration.items()))]
     rows += [("metrics", ", ".join(f"{k} {v:g}" for k, v in passport.metrics.items()))] if passport.metrics else []

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import tosa_serializer as ts
 
+from tosaic.errors import EmitError
 from tosaic.tosa import ops
 from tosaic.tosa.graph import Graph, Node, Value
 from tosaic.tosa.types import DType, TensorType
@@ -53,6 +54,8 @@ class _Writer:
         return self.file.serialize()
 
     def _tensor(self, value: Value) -> None:
+        if max(value.shape, default=0) >= 1 << 31:
+            raise EmitError(f"{value.type} does not fit a TOSA file, whose sizes have 32 bits")
         # data goes in as numbers; the serializer packs them by the type
         self.block.addTensor(value.name, list(value.shape), _DTYPE[value.dtype], value.data)
 
@@ -110,9 +113,10 @@ def _plain(w: _Writer, op: Any, node: Node) -> tuple[list[str], object]:
 
 
 def _acc(node: Node) -> ts.DType:
-    """Accumulator type: f32 for all floats (f16 and bf16 convolutions accumulate in f32)."""
-    dtype = ops.ACCUMULATOR[node.inputs[0].dtype]
-    return _DTYPE[DType.FP32 if dtype.is_float else dtype]
+    """Accumulator type: f32 for floats (f16 and bf16 convolutions accumulate in f32), f16 for those of 8 bits."""
+    dtype = node.inputs[0].dtype
+    acc = ops.ACCUMULATOR[dtype]
+    return _DTYPE[DType.FP32 if acc.is_float and dtype not in ops.FP8 else acc]
 
 
 def _conv(w: _Writer, op: Any, node: Node) -> tuple[list[str], object]:
@@ -129,7 +133,7 @@ def _matmul(w: _Writer, op: Any, node: Node) -> tuple[list[str], object]:
 
 def _avg_pool(w: _Writer, op: Any, node: Node) -> tuple[list[str], object]:
     dtype = node.inputs[0].dtype
-    acc = _DTYPE[DType.INT32 if dtype.is_integer else DType.FP32]
+    acc = _DTYPE[DType.INT32 if dtype.is_integer else DType.FP16 if dtype in ops.FP8 else DType.FP32]
     zps = [w._const([op.input_zp], dtype), w._const([op.output_zp], dtype)]
     return zps, _attribute("AvgPool2dAttribute", op.kernel, op.stride, op.pad, acc)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 
 RELATIVE, ABSOLUTE = 1e-3, 1e-4  # float results: executors may sum in another order and approximate exp and tanh
@@ -26,13 +27,21 @@ class Difference:
         count: elements that differ at all.
         size: elements.
         largest: the largest magnitude of a difference.
-        agrees: equal (integers), or within `RELATIVE` and `ABSOLUTE` (floats).
+        agrees: equal (integers), or within `RELATIVE` and `ABSOLUTE` (float32), or two units in the last place and one of the largest
+            value's (shorter floats: a convolution rounds its sum before the bias, which may cancel it).
     """
 
     count: int
     size: int
     largest: float
     agrees: bool
+
+
+def _tolerance(expected: np.ndarray) -> tuple[float, float]:
+    """Relative and absolute, of a float type."""
+    unit = float(ml_dtypes.finfo(expected.dtype).eps)
+    largest = float(np.abs(expected.astype(np.float64)).max(initial=0.0, where=np.isfinite(expected)))
+    return max(RELATIVE, 2 * unit), max(ABSOLUTE, unit * largest)
 
 
 def difference(expected: np.ndarray, found: np.ndarray) -> Difference:
@@ -43,5 +52,5 @@ def difference(expected: np.ndarray, found: np.ndarray) -> Difference:
     a, b = (x.astype(np.float64) if is_float or x.dtype.kind == "b" else x.astype(np.int64) for x in (expected, found))
     differs = (a != b) & ~(np.isnan(a) & np.isnan(b)) if is_float else a != b
     largest = float(np.abs(a - b)[differs].max()) if differs.any() else 0.0
-    agrees = bool(np.allclose(a, b, RELATIVE, ABSOLUTE, equal_nan=True)) if is_float else not differs.any()
+    agrees = bool(np.allclose(a, b, *_tolerance(expected), equal_nan=True)) if is_float else not differs.any()
     return Difference(int(differs.sum()), expected.size, largest, agrees)

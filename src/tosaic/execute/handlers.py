@@ -21,6 +21,7 @@ Kernel = Callable[..., np.ndarray]
 Handler = Callable[[Node], Kernel]
 
 HANDLERS: dict[type[Op], Handler] = {}
+_FOREIGN = {d.numpy for d in (DType.BF16, DType.FP8E4M3, DType.FP8E5M2)}  # types that numpy itself lacks
 
 
 def handles(*classes: type[Op]) -> Callable[[Handler], Handler]:
@@ -35,8 +36,8 @@ def handles(*classes: type[Op]) -> Callable[[Handler], Handler]:
 
 
 def as_torch(x: np.ndarray) -> torch.Tensor:
-    """`x` as a tensor without a copy; bf16, which torch does not take from numpy, becomes f32."""
-    if x.dtype == DType.BF16.numpy:
+    """`x` as a tensor without a copy; bf16 and 8-bit floats, which torch does not take from numpy, become f32."""
+    if x.dtype in _FOREIGN:
         x = x.astype(np.float32)
     if any(s < 0 for s in x.strides):
         x = np.ascontiguousarray(x)
@@ -61,6 +62,6 @@ def packed(x: np.ndarray) -> np.ndarray:
     """`x` contiguous and writable: one array type, so that a numba kernel compiles once."""
     if x.flags.c_contiguous and x.flags.writeable:
         return x
-    if x.flags.c_contiguous or x.dtype == DType.BF16.numpy:
+    if x.flags.c_contiguous or x.dtype in _FOREIGN:
         return x.copy(order="C")
     return as_torch(x).contiguous().numpy()  # torch copies transposed arrays several times faster than numpy

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from tosaic.execute import int8_gemm, kernels
+from tosaic.execute import int8_gemm, kernels, short_floats
 from tosaic.execute.handlers import Kernel, as_float, as_torch, from_torch, handles, packed
 from tosaic.execute.ops_layout import RowScale
 from tosaic.tosa import ops
@@ -250,6 +250,8 @@ def _finished(total: torch.Tensor, op: ops.Op) -> torch.Tensor:
 def conv(node: Node) -> Kernel:
     if node.inputs[0].dtype.is_integer:
         return _Int8(node) if _Int8.takes(node) else _Float(node)
+    if node.inputs[0].dtype in ops.FP8:
+        return short_floats.convolution(node)
     convolve, arrange, pad = _torch(node.op)
     return _of_floats(node, convolve, lambda w: arrange(w.movedim(-1, 1)), pad)
 
@@ -258,6 +260,8 @@ def conv(node: Node) -> Kernel:
 def depthwise(node: Node) -> Kernel:
     if node.inputs[0].dtype.is_integer:
         return _Depthwise(node)
+    if node.inputs[0].dtype in ops.FP8:
+        return short_floats.depthwise(node)
     op, channels = node.op, node.inputs[0].shape[-1]
 
     def arrange(w: torch.Tensor) -> torch.Tensor:  # [KH,KW,C,M] -> [C*M,1,KH,KW]
@@ -267,13 +271,15 @@ def depthwise(node: Node) -> Kernel:
 
 
 def _of_floats(node: Node, convolve: Callable[..., torch.Tensor], arrange: Callable[[torch.Tensor], torch.Tensor], pad: Pad) -> Kernel:
-    """Kernel of a convolution of floats, accumulated in f32."""
+    """Kernel of a convolution of floats, accumulated in f32, of which the bias is added to the rounded sum, as specified."""
     weight, result = node.inputs[1], node.output
     fixed = arrange(as_float(weight.data)) if weight.data is not None else None
 
     def kernel(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
         values = _padded(as_float(x).movedim(-1, 1), pad)
         total = _finished(convolve(values, arrange(as_float(w)) if fixed is None else fixed), node.op)
+        if result.dtype is not DType.FP32:
+            total = as_float(from_torch(total, result.dtype))
         return from_torch(total.add_(as_float(b)), result.dtype)
 
     return kernel

@@ -192,5 +192,5 @@ HANDLERS |= {
 
 @handles(ops.ArgMax)
 def argmax(node: Node) -> Kernel:
-    axis, wide = node.op.axis, np.float32 if node.inputs[0].dtype is DType.BF16 else node.inputs[0].dtype.numpy
+    axis, wide = node.op.axis, np.float32 if node.inputs[0].dtype.is_float else node.inputs[0].dtype.numpy
     return lambda x: np.argmax(x.astype(wide, copy=False), axis=axis).astype(np.int32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from tosaic.execute import int8_gemm
+from tosaic.execute import int8_gemm, short_floats
 from tosaic.execute.handlers import Kernel, as_float, as_torch, from_torch, handles
 from tosaic.tosa import ops
 from tosaic.tosa.graph import Node
@@ -17,6 +17,8 @@ EXACT_F32 = 1 << 24
 @handles(ops.MatMul)
 def matmul(node: Node) -> Kernel:
     op, a_value, result = node.op, node.inputs[0], node.output
+    if a_value.dtype in ops.FP8:
+        return short_floats.matmul(node)
     if a_value.dtype.is_float:
         return lambda a, b: from_torch(torch.bmm(as_float(a), as_float(b)), result.dtype)
     if a_value.shape[2] <= int8_gemm.LONGEST and int8_gemm.is_exact():

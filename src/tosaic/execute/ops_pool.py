@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tosaic.execute import kernels
+from tosaic.execute import kernels, short_floats
 from tosaic.execute.handlers import Kernel, handles, packed
 from tosaic.tosa import ops
 from tosaic.tosa.graph import Node
@@ -13,6 +13,8 @@ from tosaic.tosa.graph import Node
 @handles(ops.AvgPool2d)
 def avg_pool(node: Node) -> Kernel:
     op, dtype, shape = node.op, node.inputs[0].dtype, node.output.shape
+    if dtype in ops.FP8:
+        return short_floats.avg_pool(node)
 
     def of_integers(x: np.ndarray) -> np.ndarray:
         out = np.empty(shape, dtype.numpy)

@@ -28,7 +28,10 @@ class Reference:
         Raises:
             ExecuteError: the model is not installed, refused the graph, or aborted.
         """
-        answer = self._worker.call(tosa, [np.ascontiguousarray(x) for x in inputs])
+        raw = [np.ascontiguousarray(x) for x in inputs]
+        # numpy's buffer protocol has no types but its own
+        raw = [x if x.dtype.isbuiltin == 1 else x.view(f"u{x.itemsize}") for x in raw]
+        answer = self._worker.call(tosa, raw)
         return [np.frombuffer(raw, dtype).reshape(shape) for raw, dtype, shape in zip(answer, dtypes, shapes, strict=True)]
 
     def close(self) -> None:

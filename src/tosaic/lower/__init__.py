@@ -1,3 +1,31 @@
 """aten operators to TOSA operators; importing this package registers every lowering."""
 
-from tosaic.lower import activations, conv, elementwise, layout, reduce, resize  # noqa: F401
+from tosaic.lower import (  # noqa: F401
+    activations,
+    angles,
+    choose,
+    compare,
+    conv,
+    divide,
+    elementwise,
+    embedding,
+    functions,
+    indexing,
+    integers,
+    layout,
+    moments,
+    movement,
+    norms,
+    order,
+    pool,
+    pool_mean,
+    products,
+    reduce,
+    resize,
+    sampling,
+    scan,
+    scattering,
+    similarity,
+    softmax,
+    steps,
+)

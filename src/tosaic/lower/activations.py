@@ -1,109 +1,90 @@
-"""Functions of one value: TABLE where the input is int8 or int16, the operators themselves in float."""
+"""Piecewise functions of one value: limits, slopes and gates of straight lines, in exact int32 arithmetic.
+
+int8 and int16 operands take one entry for each stored value instead (`tables`), where that is less.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import torch
 
+from tosaic.lower import float_functions as ff
+from tosaic.lower.approximate import STORED, position24
 from tosaic.lower.context import Context
-from tosaic.lower.elementwise import broadcast_ranks, clamp_to, multiply
+from tosaic.lower.elementwise import broadcast_ranks, multiply
+from tosaic.lower.fixed import calc
 from tosaic.lower.operand import Operand, Quant
+from tosaic.lower.reals import structural_bits
 from tosaic.lower.registry import lower
+from tosaic.lower.tables import Function, by_stored, like, unary
 from tosaic.tosa import ops
+from tosaic.tosa.graph import Value
 from tosaic.tosa.types import DType
 
 aten = torch.ops.aten
-Function = Callable[[np.ndarray], np.ndarray]
 
 
-def table(ctx: Context, x: Operand, function: Function) -> Operand | None:
-    """A real function of a quantized operand by TABLE; None where no TABLE exists for its type.
-
-    int8: 256 entries that include both quantizations, so the result is round(function(x)) exactly. int16: 513
-    entries at the best int16 scale, linear between them, with the 7 interpolated bits kept (specification 2.4.17).
-    """
-    if not ctx.is_narrow(x):
-        return None
-    x = ctx.resolve_clamp(x)
-    assert x.quant is not None and x.value is not None
-    if x.quant.dtype is DType.INT8:
-        if ctx.want is None or ctx.want.dtype is not DType.INT8:
-            return None
-        entries = ctx.want.store(function(x.quant.real(np.arange(-128, 128))))
-        return replace(x, value=ctx.emit(ops.Table(), x.value, ctx.i8(entries)), quant=ctx.want, bits=None)
-    points = function(x.quant.real(np.arange(-32768, 32769, 128)))
-    scale = max(float(np.abs(points).max()), 1e-30) / 32767
-    entries = np.clip(np.rint(points / scale), -32768, 32767)
-    value = ctx.emit(ops.Table(), x.value, ctx.builder.const(entries, DType.INT16))
-    return replace(x, value=value, quant=Quant(scale / 128, 0, DType.INT32), bits=22)
+def _stored(x: Operand, real: float) -> int:
+    """A real number in the steps of an int32 operand; beyond what an operand can hold, its limit."""
+    assert x.quant is not None
+    return round(max(-STORED, min(STORED, real / float(x.quant.scale))))  # type: ignore[arg-type]
 
 
-def unary(ctx: Context, x: Operand, function: Function, in_float: Callable[[Operand], Operand]) -> Operand:
-    """TABLE if the operand is quantized and its result is wanted quantized, else `in_float`."""
-    if x.quant is not None and ctx.want is not None and (found := table(ctx, x, function)) is not None:
-        return found
-    return in_float(ctx.floats(x)[0])
+def _hardsigmoid_float(ctx: Context, x: Value) -> Value:
+    return ff.mul(ctx, ctx.emit(ops.Clamp(0.0, 6.0), ff.add(ctx, x, 3.0)), 1.0 / 6.0)
 
 
-def _one(ctx: Context, op: ops.Op) -> Callable[[Operand], Operand]:
-    return lambda x: Operand(ctx.emit(op, x.value))  # type: ignore[arg-type]
-
-
-def _sigmoid(v: np.ndarray) -> np.ndarray:
-    return 0.5 * (1.0 + np.tanh(0.5 * v))
-
-
-@lower(aten.sigmoid.default)
-def sigmoid(ctx: Context, x: Operand) -> Operand:
-    """sigmoid(Tensor self) -> Tensor"""
-    return unary(ctx, x, _sigmoid, _one(ctx, ops.Sigmoid()))
-
-
-@lower(aten.tanh.default)
-def tanh(ctx: Context, x: Operand) -> Operand:
-    """tanh(Tensor self) -> Tensor"""
-    return unary(ctx, x, np.tanh, _one(ctx, ops.Tanh()))
-
-
-@lower(aten.silu.default)
-def silu(ctx: Context, x: Operand) -> Operand:
-    """silu(Tensor self) -> Tensor"""
-
-    def in_float(v: Operand) -> Operand:
-        return Operand(ctx.emit(ops.Mul(), v.value, ctx.emit(ops.Sigmoid(), v.value)))  # type: ignore[arg-type]
-
-    return unary(ctx, x, lambda v: v * _sigmoid(v), in_float)
-
-
-def _hardsigmoid_float(ctx: Context, x: Operand) -> Operand:
-    shifted = ctx.emit(ops.Add(), x.value, ctx.f32(3.0, len(x.shape)))  # type: ignore[arg-type]
-    return multiply(ctx, clamp_to(ctx, Operand(shifted), 0.0, 6.0), 1.0 / 6.0)
+def _hardsigmoid_real(x: np.ndarray) -> np.ndarray:
+    return np.clip(x + 3.0, 0.0, 6.0) / 6.0
 
 
 @lower(aten.hardsigmoid.default)
 def hardsigmoid(ctx: Context, x: Operand) -> Operand:
     """hardsigmoid(Tensor self) -> Tensor"""
-    return unary(ctx, x, lambda v: np.clip(v + 3.0, 0.0, 6.0) / 6.0, lambda v: _hardsigmoid_float(ctx, v))
+
+    def wide(ctx: Context, x: Operand) -> Operand:
+        return like(x, position24(ctx, x, 3.0), Quant(2.0**-24, 0, DType.INT32), 25)
+
+    return unary(ctx, x, Function(_hardsigmoid_real, _hardsigmoid_float, wide=wide))
 
 
 @lower(aten.hardswish.default)
 def hardswish(ctx: Context, x: Operand) -> Operand:
     """hardswish(Tensor self) -> Tensor"""
-    gate = lambda v: multiply(ctx, v, _hardsigmoid_float(ctx, v))  # noqa: E731
-    return unary(ctx, x, lambda v: v * np.clip(v + 3.0, 0.0, 6.0) / 6.0, gate)
+
+    def wide(ctx: Context, x: Operand) -> Operand:
+        assert x.quant is not None and x.value is not None
+        return like(x, ctx.emit(ops.Mul(24), x.value, position24(ctx, x, 3.0)), x.quant, structural_bits(x))
+
+    return unary(ctx, x, Function(lambda v: v * _hardsigmoid_real(v), ff.gated(_hardsigmoid_float), wide=wide))
+
+
+@lower(aten.threshold.default)
+def threshold_(ctx: Context, x: Operand, threshold: float, value: float) -> Operand:
+    """threshold(Tensor self, Scalar threshold, Scalar value) -> Tensor"""
+
+    def wide(ctx: Context, x: Operand) -> Operand:
+        assert x.quant is not None
+        if abs(value) > float(x.quant.scale) * 2.0**28:  # type: ignore[arg-type]
+            x = ctx.to_i32(x, abs(value) * 2.0**-28)
+        assert x.quant is not None and x.value is not None
+        above = calc(ctx, ops.Greater(), x.value, _stored(x, threshold))
+        bits = max(structural_bits(x), abs(_stored(x, value)).bit_length())
+        return like(x, calc(ctx, ops.Select(), above, x.value, _stored(x, value)), x.quant, bits)
+
+    def in_float(ctx: Context, v: Value) -> Value:
+        return ff.select(ctx, ff.do(ctx, ops.Greater(), v, threshold), v, ctx.real(value, v))
+
+    return unary(ctx, x, Function(lambda v: np.where(v > threshold, v, value), in_float, wide=wide))
 
 
 @lower(aten.leaky_relu.default)
 def leaky_relu(ctx: Context, x: Operand, slope: float = 0.01) -> Operand:
     """leaky_relu(Tensor self, Scalar negative_slope=0.01) -> Tensor"""
-    if ctx.want is not None and x.quant is not None and x.quant.dtype is DType.INT8:
-        found = table(ctx, x, lambda v: np.where(v >= 0, v, slope * v))
-        if found is not None:
-            return found
+    if ctx.want is not None and x.quant is not None and x.quant.dtype is ctx.want.dtype is DType.INT8:
+        return by_stored(ctx, ctx.store(ctx.resolve_clamp(x)), lambda v: np.where(v >= 0, v, slope * v))
     return _two_slopes(ctx, x, Operand(array=np.full((1,) * len(x.shape), slope)))
 
 
@@ -123,7 +104,7 @@ def _two_slopes(ctx: Context, x: Operand, slopes: Operand) -> Operand:
     if x.quant is None:
         x = ctx.floats(x)[0]
         below = multiply(ctx, x, slopes)
-        zero = ctx.f32(0.0, len(x.shape))
+        zero = ctx.real(0.0, x.value)  # type: ignore[arg-type]
         keep = ctx.emit(ops.GreaterEqual(), x.value, zero)  # type: ignore[arg-type]
         return Operand(ctx.emit(ops.Select(), keep, x.value, below.value))  # type: ignore[arg-type]
     x = ctx.resolve_clamp(ctx.uniform(x))

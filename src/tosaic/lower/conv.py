@@ -1,18 +1,18 @@
-"""Convolutions, linear and matrix products: the multiply-accumulates.
-
-Integer results are accumulators: int32 (int48 for int16 inputs) with one scale for each output channel, which the
-requantization that follows brings to its own scale.
-"""
+"""Convolutions over one, two and three spatial dimensions, and transposed ones."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from tosaic.lower.context import NCHW, NHWC, Context
+from tosaic.lower.elementwise import add_operands
+from tosaic.lower.layout import sliced
+from tosaic.lower.mac import accumulator, magnitude, part, reshapable, stored_bias, stored_weight, typed, with_room_for_bias, zero_point
 from tosaic.lower.operand import Operand, Quant
 from tosaic.lower.registry import lower
 from tosaic.tosa import ops
@@ -20,84 +20,42 @@ from tosaic.tosa.graph import Value
 from tosaic.tosa.types import DType
 
 aten = torch.ops.aten
+NDHWC = (0, 2, 3, 4, 1)
+NCDHW = (0, 4, 1, 2, 3)
+LAST = {1: (0, 2, 1), 2: NHWC, 3: NDHWC}
+FIRST = {1: (0, 2, 1), 2: NCHW, 3: NCDHW}
 
 
-def _is_integer_mac(ctx: Context, x: Operand, weight: Operand) -> bool:
-    return ctx.is_narrow(x) and weight.quant is not None and weight.quant.dtype is DType.INT8
+@dataclass(frozen=True)
+class Window:
+    """Attributes of a convolution, one number for each spatial dimension."""
 
-
-def _accumulator(x: Operand, weight: Operand, channels: int) -> Quant:
-    """Quantization of the accumulator: scale_x * scale_w for each output channel.
-
-    A transposed convolution's weight scales are those of one group; the groups share them.
-    """
-    assert x.quant is not None and weight.quant is not None
-    scales = np.atleast_1d(weight.quant.scales)
-    scales = np.tile(scales, channels // scales.size)
-    dtype = ops.ACCUMULATOR[x.quant.dtype]
-    return Quant(tuple(float(s) for s in scales * float(x.quant.scale)), 0, dtype)  # type: ignore[arg-type]
-
-
-def _with_room_for_bias(x: Operand, weight: Operand, bias: Operand | None, axis: int, groups: int = 1) -> Operand:
-    """`weight` at coarser scales in channels whose bias would not fit the accumulator.
-
-    Where a folded batch norm has a gamma near zero, weights and with them the accumulator's scale are tiny, the bias is not.
-    What the weights lose is below 2^-15 of that bias.
-    """
-    if bias is None or x.quant is None or weight.quant is None:
-        return weight
-    largest = np.abs(bias.reals()).reshape(groups, -1).max(0)  # the groups of a transposed convolution share their scales
-    scales = np.broadcast_to(weight.quant.scales, largest.shape)
-    over = largest / (scales * float(x.quant.scale) * 2.0 ** (29 if x.quant.dtype is DType.INT8 else 45))  # type: ignore[arg-type]
-    if (over <= 1).all():
-        return weight
-    factors = 2.0 ** np.ceil(np.log2(np.maximum(over, 1.0)))
-    stored = np.moveaxis(np.rint(np.moveaxis(np.asarray(weight.array), axis, -1) / factors), -1, axis)
-    quant = replace(weight.quant, scale=tuple((scales * factors).tolist()))
-    return replace(weight, array=stored.astype(np.int64), quant=quant, axis=axis)
-
-
-def _bits(x: Operand, weight: np.ndarray, terms_axis: tuple[int, ...], bias: Value) -> int | None:
-    """Magnitude bits of an accumulator: of the largest sum that these weights can make."""
-    if x.quant is None:
-        return None
-    assert bias.data is not None
-    largest = 255 if x.quant.dtype is DType.INT8 else 32768
-    sums = np.abs(weight.astype(np.int64)).sum(terms_axis) * largest + int(np.abs(bias.data).max(initial=0))
-    return int(sums.max()).bit_length()
-
-
-def _bias(ctx: Context, bias: Operand | None, acc: Quant | None, channels: int) -> Value:
-    """Bias [channels] in the accumulator's own quantization, or float."""
-    numbers = np.zeros(channels) if bias is None else bias.reals()
-    if acc is None:
-        return ctx.builder.const(numbers, DType.FP32)
-    return ctx.builder.const(acc.store(numbers), acc.dtype)
-
-
-def _const(ctx: Context, weight: np.ndarray, integer: bool) -> Value:
-    return ctx.builder.const(weight, DType.INT8 if integer else DType.FP32)
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    output_padding: tuple[int, ...]
+    groups: int
 
 
 def fit_window(
     ctx: Context, x: Value, kernel: Sequence[int], stride: Sequence[int], pads: Sequence[Sequence[int]], dilation: Sequence[int]
 ) -> tuple[Value, tuple[int, ...]]:
-    """Drop what a stride leaves over at the far border, from the padding first, then from the input [N, H, W, C].
+    """Drop what a stride leaves over at the far border, from the padding first, then from the input [N, *spatial, C].
 
     TOSA demands that windows end exactly at the border; PyTorch ignores the rest.
     """
     size, after = list(x.shape), [list(p) for p in pads]
-    for i in range(2):
+    for i in range(len(kernel)):
         span = x.shape[1 + i] - 1 + sum(after[i]) - (kernel[i] - 1) * dilation[i]
         if span < 0:
-            raise ctx.refuse(f"kernel {tuple(kernel)} is larger than the padded input {x.shape[1:3]}")
+            raise ctx.refuse(f"kernel {tuple(kernel)} is larger than the padded input {x.shape[1:-1]}")
         over = span % stride[i]
         from_pad = min(over, after[i][1])
         after[i][1] -= from_pad
         size[1 + i] -= over - from_pad
     if tuple(size) != x.shape:
-        x = ctx.emit(ops.Slice((0,) * 4, tuple(size)), x)
-    return x, (*after[0], *after[1])
+        x = ctx.emit(ops.Slice((0,) * len(size), tuple(size)), x)
+    return x, tuple(n for pair in after for n in pair)
 
 
 @lower(aten.convolution.default)
@@ -117,33 +75,35 @@ def convolution(
     bool transposed, SymInt[] output_padding, SymInt groups) -> Tensor
     """
     spatial = len(x.shape) - 2
-    if spatial not in (1, 2):
-        raise ctx.refuse(f"convolution over {spatial} spatial dimensions")
-    if not weight.is_const:
-        raise ctx.refuse("convolution whose weight is not a constant")
-    if not _is_integer_mac(ctx, x, weight):
-        x, weight = ctx.floats(x)[0], Operand(array=weight.reals())
-    weight = _with_room_for_bias(x, weight, bias, 1, groups) if transposed else _with_room_for_bias(x, weight, bias, 0)
+    x, weight = typed(ctx, x, weight)
+    weight = with_room_for_bias(x, weight, bias, 1, groups) if transposed else with_room_for_bias(x, weight, bias, 0)
     # a single number stands for all dimensions
-    stride, padding, dilation, output_padding = (
-        list(v) * spatial if len(v) == 1 else list(v) for v in (stride, padding, dilation, output_padding)
-    )
+    strides, pads, steps, extra = (tuple(v) * (spatial if len(v) == 1 else 1) for v in (stride, padding, dilation, output_padding))
+    window = Window(strides, pads, steps, extra, groups)
     if spatial == 1:
-        x = _as_2d(ctx, x)
-        weight = replace(weight, array=weight.array[:, :, None, :])  # type: ignore[index]
-        stride, padding, dilation, output_padding = [1, *stride], [0, *padding], [1, *dilation], [0, *output_padding]
-    if transposed:
-        out = _transposed(ctx, x, weight, bias, stride, padding, dilation, output_padding, groups)
-    else:
-        out = _forward(ctx, x, weight, bias, stride, padding, dilation, groups)
-    return _as_1d(ctx, out) if spatial == 1 else out
+        x, weight, window = _as_2d(ctx, x, weight, window)
+    form = _forward if not transposed else _transposed if spatial < 3 else _transposed3d
+    out = form(ctx, x, weight, bias, window)
+    out = _as_1d(ctx, out) if spatial == 1 else out
+    if bias is None or bias.is_const:
+        return out
+    bias = ctx.plain(bias)
+    addend = Operand(ctx.reshape(bias.value, (bias.shape[0], *[1] * spatial)), quant=bias.quant)  # type: ignore[arg-type]
+    return add_operands(ctx, out, addend, ops.Add())
 
 
-def _as_2d(ctx: Context, x: Operand) -> Operand:
-    """[N, C, L] -> [N, C, 1, L], stored channels last."""
+def _as_2d(ctx: Context, x: Operand, weight: Operand, window: Window) -> tuple[Operand, Operand, Window]:
+    """[N, C, L] -> [N, C, 1, L], stored channels last; and the same of the weight [.., .., K]."""
     value = ctx.permuted(ctx.resolve_clamp(x), (0, 2, 1))
     n, l, c = value.shape
-    return Operand(ctx.reshape(value, (n, 1, l, c)), quant=x.quant, perm=NCHW)
+    image = Operand(ctx.reshape(value, (n, 1, l, c)), quant=x.quant, perm=NCHW)
+    shape = (*weight.shape[:2], 1, weight.shape[2])
+    if weight.is_const:
+        weight = replace(weight, array=np.asarray(weight.array).reshape(shape))
+    else:
+        weight = Operand(ctx.reshape(ctx.logical(ctx.resolve_clamp(weight)), shape), quant=weight.quant)
+    flat = Window((1, *window.stride), (0, *window.padding), (1, *window.dilation), (0, *window.output_padding), window.groups)
+    return image, weight, flat
 
 
 def _as_1d(ctx: Context, x: Operand) -> Operand:
@@ -154,148 +114,203 @@ def _as_1d(ctx: Context, x: Operand) -> Operand:
     return replace(x, value=ctx.reshape(value, (n, l, c)), perm=(0, 2, 1), view=None)
 
 
-def reshapable(ctx: Context, x: Operand) -> Operand:
-    """`x` in a type that data movement takes: a 48-bit accumulator is requantized to what is wanted."""
-    if x.quant is None or x.quant.dtype is not DType.INT48:
-        return x
-    return ctx.requantize(x, ctx.want) if ctx.want is not None else ctx.uniform(x)
+def _forward(ctx: Context, x: Operand, weight: Operand, bias: Operand | None, window: Window) -> Operand:
+    """[N, C, *spatial] by [OC, C / groups, *kernel]."""
+    spatial, channels, kernel = len(x.shape) - 2, weight.shape[0], weight.shape[2:]
+    value = ctx.permuted(ctx.resolve_clamp(x), LAST[spatial])
+    value, pad = fit_window(ctx, value, kernel, window.stride, [(p, p) for p in window.padding], window.dilation)
+    acc = accumulator(x, weight, channels)
+    attributes = (window.stride, pad, window.dilation, zero_point(x), zero_point(weight))
+    b = stored_bias(ctx, bias, acc, channels, value)
+    if 1 < window.groups == value.shape[-1]:
+        return (
+            _depthwise(ctx, x, value, weight, b, acc, attributes) if spatial == 2 else _depthwise3d(ctx, x, value, weight, b, acc, window)
+        )
+    w = stored_weight(ctx, weight, (0, *range(2, 2 + spatial), 1), value)
+    bits = magnitude(x, w, (0,), b)
+    op: Any = ops.Conv2d(*attributes) if spatial == 2 else ops.Conv3d(*attributes)
+    return _in_groups(ctx, op, value, [part(ctx, w, 0, g, s) for g, s in _shares(channels, window.groups)], b, acc, bits)
 
 
-def _split(ctx: Context, x: Value, groups: int) -> list[Value]:
-    size = x.shape[3] // groups
-    return [ctx.emit(ops.Slice((0, 0, 0, g * size), (*x.shape[:3], size)), x) for g in range(groups)]
+def _shares(size: int, groups: int) -> list[tuple[int, int]]:
+    """Start and size of each group's part."""
+    return [(g * size // groups, size // groups) for g in range(groups)]
+
+
+def _in_groups(ctx: Context, op: ops.Op, value: Value, weights: list[Value], bias: Value, acc: Quant | None, bits: int | None) -> Operand:
+    """One convolution for each group of channels, side by side."""
+    axis, groups = len(value.shape) - 1, len(weights)
+    inputs = [part(ctx, value, axis, start, size) for start, size in _shares(value.shape[axis], groups)]
+    biases = [part(ctx, bias, 0, start, size) for start, size in _shares(bias.shape[0], groups)]
+    parts = [ctx.emit(op, *operands) for operands in zip(inputs, weights, biases, strict=True)]
+    return _join(ctx, parts, acc, bits)
 
 
 def _join(ctx: Context, parts: list[Value], acc: Quant | None, bits: int | None) -> Operand:
     """Concatenate group results along channels; 48-bit parts are requantized first, as CONCAT does not take them."""
+    axis, size = len(parts[0].shape) - 1, parts[0].shape[-1]
+    perm = FIRST[axis - 1]
     if len(parts) == 1:
-        return Operand(parts[0], quant=acc, perm=NCHW, bits=bits)
+        return Operand(parts[0], quant=acc, perm=perm, bits=bits)
     if acc is None or acc.dtype is not DType.INT48:
-        return Operand(ctx.emit(ops.Concat(3), *parts), quant=acc, perm=NCHW, bits=bits)
-    size = parts[0].shape[3]
+        return Operand(ctx.emit(ops.Concat(axis), *parts), quant=acc, perm=perm, bits=bits)
     pieces = [
         Operand(part, quant=Quant(acc.scale[g * size : (g + 1) * size], 0, DType.INT48))  # type: ignore[index]
         for g, part in enumerate(parts)
     ]
     target = ctx.want or Quant(float(acc.scales.max()) * 2.0 ** ((bits or 31) - 23), 0, DType.INT32)
-    joined = ctx.emit(ops.Concat(3), *(ctx.requantize(p, target).value for p in pieces))  # type: ignore[arg-type]
-    return Operand(joined, quant=target, perm=NCHW)
+    joined = ctx.emit(ops.Concat(axis), *(ctx.requantize(p, target).value for p in pieces))  # type: ignore[arg-type]
+    return Operand(joined, quant=target, perm=perm)
 
 
-def _forward(
-    ctx: Context, x: Operand, weight: Operand, bias: Operand | None, stride: list[int], padding: list[int], dilation: list[int], groups: int
+def _depthwise(
+    ctx: Context, x: Operand, value: Value, weight: Operand, bias: Value, acc: Quant | None, attributes: tuple[Any, ...]
 ) -> Operand:
-    """[N, C, H, W] by [OC, C / groups, KH, KW]."""
-    integer = x.quant is not None
-    w = np.asarray(weight.array)
-    channels, kernel = w.shape[0], w.shape[2:]
-    acc = _accumulator(x, weight, channels) if integer else None
-    value = ctx.permuted(ctx.resolve_clamp(x), NHWC)
-    value, pad = fit_window(ctx, value, kernel, stride, [(p, p) for p in padding], dilation)
-    zp = x.quant.zero_point if x.quant else 0
-    b = _bias(ctx, bias, acc, channels)
-    attributes, bits = (tuple(stride), pad, tuple(dilation), zp), _bits(x, w, (1, 2, 3), b)
-    if groups > 1 and groups == value.shape[3]:
-        # [C * M, 1, KH, KW] -> [KH, KW, C, M]
-        kernels = w.reshape(groups, channels // groups, *kernel).transpose(2, 3, 0, 1)
-        out = ctx.emit(ops.DepthwiseConv2d(*attributes), value, _const(ctx, kernels, integer), b)
-        return Operand(out, quant=acc, perm=NCHW, bits=bits)
-    w = w.transpose(0, 2, 3, 1)
-    if groups == 1:
-        return Operand(ctx.emit(ops.Conv2d(*attributes), value, _const(ctx, w, integer), b), quant=acc, perm=NCHW, bits=bits)
-    size = channels // groups
-    parts = [
-        ctx.emit(ops.Conv2d(*attributes), part, _const(ctx, w[g * size : (g + 1) * size], integer), _slice_bias(ctx, b, g, size))
-        for g, part in enumerate(_split(ctx, value, groups))
-    ]
-    return _join(ctx, parts, acc, bits)
+    """[C * M, 1, KH, KW] as [KH, KW, C, M]."""
+    channels, (kh, kw) = value.shape[3], weight.shape[2:]
+    w = stored_weight(ctx, weight, (2, 3, 0, 1), value)  # [KH, KW, C * M, 1]
+    shape = (kh, kw, channels, weight.shape[0] // channels)
+    w = ctx.reshape(w, shape) if w.data is None else ctx.builder.const(w.data.reshape(shape), w.dtype)
+    out = ctx.emit(ops.DepthwiseConv2d(*attributes), value, w, bias)
+    return Operand(out, quant=acc, perm=NCHW, bits=magnitude(x, w, (2, 3), bias))
 
 
-def _slice_bias(ctx: Context, bias: Value, group: int, size: int) -> Value:
-    assert bias.data is not None
-    return ctx.builder.const(bias.data[group * size : (group + 1) * size], bias.dtype)
+def _depthwise3d(ctx: Context, x: Operand, value: Value, weight: Operand, bias: Value, acc: Quant | None, window: Window) -> Operand:
+    """[C * M, 1, KD, KH, KW] over [N, D, H, W, C], which TOSA has in two dimensions only: one for each tap along the depth, added.
 
-
-def _transposed(
-    ctx: Context,
-    x: Operand,
-    weight: Operand,
-    bias: Operand | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    output_padding: list[int],
-    groups: int,
-) -> Operand:
-    """[N, IC, H, W] by [IC, OC / groups, KH, KW]; a dilated kernel is written out with zeros between its elements."""
-    integer = x.quant is not None
-    w = np.asarray(weight.array)
-    w = w.reshape(groups, w.shape[0] // groups, *w.shape[1:]).transpose(0, 2, 3, 4, 1)  # [G, OC / G, KH, KW, IC / G]
-    if max(dilation) > 1:
-        spread = np.zeros((*w.shape[:2], *((k - 1) * d + 1 for k, d in zip(w.shape[2:4], dilation, strict=True)), w.shape[4]), w.dtype)
-        spread[:, :, :: dilation[0], :: dilation[1]] = w
-        w = spread
-    size, kernel = w.shape[1], w.shape[2:4]
-    channels = groups * size
-    acc = _accumulator(x, weight, channels) if integer else None
-    value = ctx.permuted(ctx.resolve_clamp(x), NHWC)
-    # out_pad may crop at most kernel - 1; what PyTorch's padding crops beyond is sliced off
-    before = [max(-p, 1 - k) for p, k in zip(padding, kernel, strict=True)]
-    after = [max(o - p, 1 - k) for p, k, o in zip(padding, kernel, output_padding, strict=True)]
-    op = ops.TransposeConv2d(tuple(stride), (before[0], after[0], before[1], after[1]), (1, 1), x.quant.zero_point if x.quant else 0)
-    b = _bias(ctx, bias, acc, channels)
-    inputs = [value] if groups == 1 else _split(ctx, value, groups)
-    parts = [
-        ctx.emit(op, part, _const(ctx, w[g], integer), b if groups == 1 else _slice_bias(ctx, b, g, size)) for g, part in enumerate(inputs)
-    ]
-    out = _join(ctx, parts, acc, _bits(x, w, (2, 3, 4), b))
-    start = [before[i] + padding[i] for i in range(2)]
-    extra = [after[i] + padding[i] - output_padding[i] for i in range(2)]
-    if any(start) or any(extra):
-        out = reshapable(ctx, out)
-        n, h, ww, c = out.value.shape  # type: ignore[union-attr]
-        crop = ops.Slice((0, *start, 0), (n, h - start[0] - extra[0], ww - start[1] - extra[1], c))
-        out = replace(out, value=ctx.emit(crop, out.value))  # type: ignore[arg-type]
-    return out
-
-
-@lower(aten.linear.default)
-def linear(ctx: Context, x: Operand, weight: Operand, bias: Operand | None = None) -> Operand:
-    """linear(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor
-
-    A 1x1 CONV2D over [1, rows, 1, features]: unlike MATMUL it takes int8 weights per channel for int16 inputs too.
+    48-bit accumulators, which ADD does not take, become int32 with two bits to spare for each doubling of the taps.
     """
+    n, _, h, w, channels = value.shape
+    kernel = weight.shape[2:]
+    front = window.padding[0]
+    if front:
+        value = ctx.emit(ops.Pad((0, 0, front, front, *[0] * 6), _zero(x)), value)
+    depth = (value.shape[1] - (kernel[0] - 1) * window.dilation[0] - 1) // window.stride[0] + 1
+    whole = stored_weight(ctx, weight, (2, 3, 4, 0, 1), value)  # [KD, KH, KW, C * M, 1]
+    bits = magnitude(x, whole, (3, 4), bias)
+    total: Value | None = None
+    for tap in range(kernel[0]):
+        rows = strided(ctx, value, 1, tap * window.dilation[0], depth, window.stride[0])
+        image = ctx.reshape(rows, (n * depth, h, w, channels))
+        image, pad = fit_window(ctx, image, kernel[1:], window.stride[1:], [(p, p) for p in window.padding[1:]], window.dilation[1:])
+        shape = (*kernel[1:], channels, weight.shape[0] // channels)
+        taps = part(ctx, whole, 0, tap, 1)
+        taps = ctx.reshape(taps, shape) if taps.data is None else ctx.builder.const(taps.data.reshape(shape), taps.dtype)
+        none = ctx.builder.const(np.zeros(bias.shape), bias.dtype)
+        op = ops.DepthwiseConv2d(window.stride[1:], pad, window.dilation[1:], zero_point(x), zero_point(weight))
+        out = Operand(ctx.emit(op, image, taps, bias if tap == 0 else none), quant=acc, bits=bits)
+        out = _summand(ctx, out, kernel[0])
+        total = out.value if total is None else ctx.emit(ops.Add(), total, out.value)  # type: ignore[arg-type]
+    assert total is not None
+    summed = ctx.reshape(total, (n, depth, *total.shape[1:]))
+    return Operand(summed, quant=out.quant, perm=NCDHW, bits=bits if out.quant is acc else 29)
+
+
+def _summand(ctx: Context, x: Operand, count: int) -> Operand:
+    """A 48-bit accumulator as int32 below 2^29 / count."""
+    if x.quant is None or x.quant.dtype is not DType.INT48:
+        return x
+    assert x.bits is not None
+    room = 29 - (count - 1).bit_length()
+    return ctx.requantize(x, Quant(float(x.quant.scales.max()) * 2.0 ** (x.bits - room), 0, DType.INT32))
+
+
+def _zero(x: Operand) -> float | int:
+    """What zero is stored as."""
+    return 0.0 if x.quant is None else x.quant.zero_point
+
+
+def strided(ctx: Context, value: Value, axis: int, start: int, count: int, step: int) -> Value:
+    """`count` elements along an axis, from `start`, each `step` behind the one before: SLICE, RESHAPE, SLICE."""
+    have = value.shape[axis]
+    if step == 1 or count == 1:
+        return sliced(ctx, value, axis, start, start + (count - 1) * step + 1)
+    short = start + count * step - have
+    if short > 0:  # the last block is not whole; what is appended is dropped again
+        border = [0] * (2 * len(value.shape))
+        border[2 * axis + 1] = short
+        value = ctx.emit(ops.Pad(tuple(border), 0.0 if value.dtype.is_float else 0), value)
+    block = sliced(ctx, value, axis, start, start + count * step)
+    shape = block.shape
+    block = ctx.reshape(block, (*shape[:axis], count, step, *shape[axis + 1 :]))
+    return ctx.reshape(sliced(ctx, block, axis + 1, 0, 1), (*shape[:axis], count, *shape[axis + 1 :]))
+
+
+def _transposed(ctx: Context, x: Operand, weight: Operand, bias: Operand | None, window: Window) -> Operand:
+    """[N, IC, H, W] by [IC, OC / groups, KH, KW]; a dilated kernel is written out with zeros between its elements."""
+    groups, channels = window.groups, window.groups * weight.shape[1]
+    acc = accumulator(x, weight, channels)
+    value = ctx.permuted(ctx.resolve_clamp(x), NHWC)
+    w = _spread(ctx, stored_weight(ctx, weight, (0, 2, 3, 1), value), window.dilation, zero_point(weight))  # [IC, KH, KW, OC / groups]
+    kernel = w.shape[1:3]
+    weights = [_swapped(ctx, part(ctx, w, 0, start, size)) for start, size in _shares(w.shape[0], groups)]
+    # out_pad may crop at most kernel - 1; what PyTorch's padding crops beyond is sliced off
+    before = [max(-p, 1 - k) for p, k in zip(window.padding, kernel, strict=True)]
+    after = [max(o - p, 1 - k) for p, k, o in zip(window.padding, kernel, window.output_padding, strict=True)]
+    op = ops.TransposeConv2d(window.stride, (before[0], after[0], before[1], after[1]), (1, 1), zero_point(x), zero_point(weight))
+    b = stored_bias(ctx, bias, acc, channels, value)
+    bits = max((magnitude(x, v, (0,), part(ctx, b, 0, *share)) or 0) for v, share in zip(weights, _shares(channels, groups), strict=True))
+    out = _in_groups(ctx, op, value, weights, b, acc, bits or None)
+    start = [before[i] + window.padding[i] for i in range(2)]
+    extra = [after[i] + window.padding[i] - window.output_padding[i] for i in range(2)]
+    return _cropped(ctx, out, start, extra)
+
+
+def _swapped(ctx: Context, w: Value) -> Value:
+    """[IC, *kernel, OC] -> [OC, *kernel, IC]."""
+    rank = len(w.shape)
+    perm = (rank - 1, *range(1, rank - 1), 0)
+    return ctx.emit(ops.Transpose(perm), w) if w.data is None else ctx.builder.const(w.data.transpose(perm), w.dtype)
+
+
+def _spread(ctx: Context, w: Value, steps: Sequence[int], fill: int) -> Value:
+    """[N, *spatial, C] with step - 1 times `fill` between its elements, none behind the last."""
+    number = float(fill) if w.dtype.is_float else fill
+    if w.data is not None and max(steps) > 1:
+        sizes = [(k - 1) * s + 1 for k, s in zip(w.shape[1:-1], steps, strict=True)]
+        spread = np.full((w.shape[0], *sizes, w.shape[-1]), fill, w.data.dtype)
+        spread[(slice(None), *(slice(None, None, s) for s in steps))] = w.data
+        return ctx.builder.const(spread, w.dtype)
+    for i, step in enumerate(steps):
+        shape, axis = w.shape, 1 + i
+        if step == 1 or shape[axis] == 1:
+            continue
+        outer, inner = int(np.prod(shape[: axis + 1])), int(np.prod(shape[axis + 1 :]))
+        wide = ctx.emit(ops.Pad((0, 0, 0, step - 1, 0, 0), number), ctx.reshape(w, (outer, 1, inner)))
+        wide = ctx.reshape(wide, (*shape[:axis], shape[axis] * step, *shape[axis + 1 :]))
+        w = sliced(ctx, wide, axis, 0, (shape[axis] - 1) * step + 1)
+    return w
+
+
+def _cropped(ctx: Context, out: Operand, start: Sequence[int], end: Sequence[int]) -> Operand:
+    """Without `start` and `end` elements of each spatial dimension of what is stored, [N, *spatial, C]."""
+    if not any(start) and not any(end):
+        return out
+    out = reshapable(ctx, out)
+    n, *sizes, c = out.value.shape  # type: ignore[union-attr]
+    kept = (size - s - e for size, s, e in zip(sizes, start, end, strict=True))
+    return replace(out, value=ctx.emit(ops.Slice((0, *start, 0), (n, *kept, c)), out.value))  # type: ignore[arg-type]
+
+
+def _transposed3d(ctx: Context, x: Operand, weight: Operand, bias: Operand | None, window: Window) -> Operand:
+    """[N, IC, D, H, W] by [IC, OC / groups, KD, KH, KW]: CONV3D by the flipped kernel, of the input with zeros between its elements."""
+    groups, channels = window.groups, window.groups * weight.shape[1]
     if not weight.is_const:
-        raise ctx.refuse("linear whose weight is not a constant")
-    if not _is_integer_mac(ctx, x, weight):
-        x, weight = ctx.floats(x)[0], Operand(array=weight.reals())
-    weight = _with_room_for_bias(x, weight, bias, 0)
-    integer = x.quant is not None
-    w = np.asarray(weight.array)
-    acc = _accumulator(x, weight, w.shape[0]) if integer else None
-    rows = int(np.prod(x.shape[:-1], dtype=np.int64))
-    value = ctx.reshape(ctx.logical(ctx.resolve_clamp(x)), (1, rows, 1, x.shape[-1]))
-    conv = ops.Conv2d((1, 1), (0,) * 4, (1, 1), x.quant.zero_point if x.quant else 0)
-    b = _bias(ctx, bias, acc, w.shape[0])
-    out = ctx.emit(conv, value, _const(ctx, w[:, None, None, :], integer), b)
-    return Operand(out, quant=acc, view=(*x.shape[:-1], w.shape[0]), bits=_bits(x, w, (1,), b))
-
-
-@lower(aten.bmm.default, aten.mm.default)
-def matmul(ctx: Context, a: Operand, b: Operand) -> Operand:
-    """bmm(Tensor self, Tensor mat2) -> Tensor"""
-    integer = ctx.is_narrow(a) and ctx.is_narrow(b) and a.quant.dtype is b.quant.dtype  # type: ignore[union-attr]
-    if not integer:
-        a, b = ctx.floats(a, b)
-    shape = (*a.shape[:-1], b.shape[-1])
-    lhs, rhs = (ctx.logical(ctx.resolve_clamp(ctx.store(x))) for x in (a, b))
-    if len(shape) == 2:
-        lhs, rhs = ctx.reshape(lhs, (1, *lhs.shape)), ctx.reshape(rhs, (1, *rhs.shape))
-    if not integer:
-        return Operand(ctx.emit(ops.MatMul(), lhs, rhs), view=shape)
-    assert a.quant is not None and b.quant is not None
-    dtype = ops.ACCUMULATOR[a.quant.dtype]
-    acc = Quant(float(a.quant.scale) * float(b.quant.scale), 0, dtype)  # type: ignore[arg-type]
-    out = ctx.emit(ops.MatMul(a.quant.zero_point, b.quant.zero_point), lhs, rhs)
-    bits = (255 * 255 if dtype is DType.INT32 else 1 << 30) * a.shape[-1]
-    return Operand(out, quant=acc, view=shape, bits=bits.bit_length())
+        raise ctx.refuse("transposed convolution over 3 spatial dimensions whose weight is not a constant")
+    acc = accumulator(x, weight, channels)
+    value = _spread(ctx, ctx.permuted(ctx.resolve_clamp(x), NDHWC), window.stride, zero_point(x))
+    flipped = replace(weight, array=np.flip(np.asarray(weight.array), (2, 3, 4)))
+    w = stored_weight(ctx, flipped, (0, 2, 3, 4, 1), value)
+    weights = [_swapped(ctx, part(ctx, w, 0, start, size)) for start, size in _shares(w.shape[0], groups)]
+    reach = [(k - 1) * d for k, d in zip(w.shape[1:4], window.dilation, strict=True)]
+    before = [r - p for r, p in zip(reach, window.padding, strict=True)]
+    after = [r - p + o for r, p, o in zip(reach, window.padding, window.output_padding, strict=True)]
+    start, end = ([max(0, -p) for p in pads] for pads in (before, after))
+    kept = [size - s - e for size, s, e in zip(value.shape[1:4], start, end, strict=True)]
+    if any(start) or any(end):  # padding beyond the kernel crops the input itself
+        value = ctx.emit(ops.Slice((0, *start, 0), (value.shape[0], *kept, value.shape[4])), value)
+    pad = tuple(max(0, p) for pair in zip(before, after, strict=True) for p in pair)
+    b = stored_bias(ctx, bias, acc, channels, value)
+    bits = max((magnitude(x, v, (0,), part(ctx, b, 0, *share)) or 0) for v, share in zip(weights, _shares(channels, groups), strict=True))
+    op = ops.Conv3d((1, 1, 1), pad, window.dilation, zero_point(x))
+    return _in_groups(ctx, op, value, weights, b, acc, bits or None)

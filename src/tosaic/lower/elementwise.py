@@ -13,8 +13,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from tosaic.lower.context import LARGEST, Context
+from tosaic.lower.context import Context, excess
 from tosaic.lower.operand import Operand, Quant
+from tosaic.lower.reals import SATURATED, as_int, bring, is_bool, is_whole, operand, promoted
 from tosaic.lower.registry import lower
 from tosaic.tosa import ops
 from tosaic.tosa.graph import Value
@@ -23,22 +24,13 @@ from tosaic.tosa.types import DType
 aten = torch.ops.aten
 _SUM_BITS = 28  # magnitude of an addend
 _CONST_BITS = 21  # magnitude of a constant factor
+_ENDLESS = 1e37  # no number of a model
 _INF = math.inf
-
-
-def operand(x: Operand | float) -> Operand:
-    """A Python number as a constant."""
-    return x if isinstance(x, Operand) else Operand(array=np.array(x))
 
 
 def _is_integer(*operands: Operand) -> bool:
     """At least one quantized tensor, and nothing but constants beside."""
     return any(x.quant is not None and not x.is_const for x in operands) and all(x.quant is not None or x.is_const for x in operands)
-
-
-def _indices(*operands: Operand) -> bool:
-    """Integer (index) arithmetic: int32 values without quantization."""
-    return any(x.value is not None and x.quant is None and x.value.dtype is DType.INT32 for x in operands)
 
 
 def broadcast_ranks(ctx: Context, a: Operand, b: Operand) -> tuple[Operand, Operand]:
@@ -47,55 +39,69 @@ def broadcast_ranks(ctx: Context, a: Operand, b: Operand) -> tuple[Operand, Oper
 
 
 def _reach(ctx: Context, x: Operand) -> float:
-    """Largest real magnitude."""
+    """Largest real magnitude; of a calibrated int32 value without its head-room."""
     if x.is_const:
-        return float(np.abs(x.reals()).max(initial=0.0))
+        return float(np.abs(x.reals()).max(initial=0.0))  # infinite for a mask of -inf
     assert x.quant is not None
     return float(x.quant.scales.max()) * 2.0 ** ctx.magnitude_bits(x)
 
 
 def add_operands(ctx: Context, a: Operand, b: Operand, op: ops.Op) -> Operand:
     """a + b or a - b, both real: one scale, then ADD or SUB."""
-    a, b = broadcast_ranks(ctx, a, b)
+    a, b = broadcast_ranks(ctx, *promoted(ctx, a, b))
     if not _is_integer(a, b):
-        return _float_binary(ctx, op, a, b)
+        return _plain_binary(ctx, op, a, b)
     want = ctx.want
     wide = any(x.quant is not None and x.quant.dtype is DType.INT32 and x.bits is None and not x.is_const for x in (a, b))
-    reach = max(_reach(ctx, a), _reach(ctx, b))
-    # operands that cancel are larger than the scale of their sum can hold; then the sum has a scale of its own
-    if want is not None and want.dtype is DType.INT32 and reach <= float(want.scales) * 2.0 ** (26 if wide else 29):
+    small, large = sorted(_reach(ctx, x) for x in (a, b))
+    # operands that cancel are larger than the scale of their sum can hold; then the sum has a scale of its own.
+    # One far larger than the other does not cancel: it is a mask, and saturates
+    room = small if want is None else _room(want, wide)
+    masked = large >= _ENDLESS if want is None else small <= room and any(_is_mask(ctx, x, room, want) for x in (a, b))
+    if want is not None and want.dtype is DType.INT32 and (masked or large <= room):
         scale, bits = float(want.scales), None
     else:
         ctx.want = None
-        scale, bits = (reach / 2.0**23, 24) if wide else (reach / 2.0**_SUM_BITS, _SUM_BITS + 1)
+        reach = room * 8 if masked else large
+        scale, bits = (reach / 2.0**23, 24) if wide and not masked else (reach / 2.0**_SUM_BITS, _SUM_BITS + 1)
     a, b = (ctx.resolve_clamp(ctx.uniform(x)) if not x.is_const else x for x in (a, b))
     ctx.want = want
     (a, b), perm = ctx.same_layout(a, b)
-    lhs, rhs = (_addend(ctx, x, scale) for x in (a, b))
-    return Operand(ctx.emit(op, lhs, rhs), quant=Quant(scale, 0, DType.INT32), perm=perm, bits=bits)
+    lhs, rhs = (_addend(ctx, x, scale, masked) for x in (a, b))
+    result = Operand(ctx.emit(op, lhs, rhs), quant=Quant(scale, 0, DType.INT32), perm=perm, bits=None if masked else bits)
+    # above the mask by more than the other operand: rows that are masked whole are uniform
+    return result.clamp(-0.75 * SATURATED * scale, 0.75 * SATURATED * scale) if masked else result
 
 
-def _addend(ctx: Context, x: Operand, scale: float) -> Value:
+def _room(want: Quant, wide: bool) -> float:
+    """The largest operand of a sum that is stored as `want`."""
+    bits = want.dtype.bits if want.dtype is not DType.INT32 else 26 if wide else 29
+    return float(want.scales) * 2.0**bits
+
+
+def _is_mask(ctx: Context, x: Operand, room: float, want: Quant) -> bool:
+    """A constant beyond `room`; a tensor only where far beyond, as the bits of an accumulator are a bound that is seldom reached."""
+    margin = 1.0 if x.is_const else 2.0**6 if want.dtype is DType.INT32 else 2.0**12
+    return _reach(ctx, x) > room * margin
+
+
+def _addend(ctx: Context, x: Operand, scale: float, masked: bool) -> Value:
+    if masked:
+        return ctx.store(bring(ctx, x, Quant(scale, 0, DType.INT32))).value  # type: ignore[return-value]
     if x.is_const:
         return ctx.i32(Quant(scale, 0, DType.INT32).store(x.reals()))
     return ctx.to_i32(x, scale).value  # type: ignore[return-value]
 
 
-def _float_binary(ctx: Context, op: ops.Op, a: Operand, b: Operand) -> Operand:
-    if _indices(a, b):
-        a, b = (ctx.store(_as_index(ctx, x)) for x in (a, b))
-        return Operand(ctx.emit(op, ctx.logical(a), ctx.logical(b)))
-    a, b = ctx.floats(a, b)
-    return Operand(ctx.emit(op, a.value, b.value))  # type: ignore[arg-type]
-
-
-def _as_index(ctx: Context, x: Operand) -> Operand:
-    if not x.is_const:
-        return x
-    rounded = np.rint(x.reals())
-    if not np.array_equal(rounded, x.reals()):
-        raise ctx.refuse("integer tensor combined with a constant that is not an integer")
-    return Operand(array=rounded.astype(np.int64))
+def _plain_binary(ctx: Context, op: ops.Op, a: Operand, b: Operand) -> Operand:
+    """Of two integer tensors (bools count as 0 and 1, and stay bools), or of two floats."""
+    if not (is_whole(a) and is_whole(b)):
+        a, b = ctx.floats(a, b)
+        return Operand(ctx.emit(op, a.value, b.value))  # type: ignore[arg-type]
+    bools = is_bool(a) and is_bool(b)
+    a, b = (ctx.store(as_int(ctx, x)) for x in (a, b))
+    result = Operand(ctx.emit(op, ctx.logical(a), ctx.logical(b)))
+    return Operand(ctx.emit(ops.Cast(DType.BOOL), result.value)) if bools else result  # type: ignore[arg-type]
 
 
 def _scaled(ctx: Context, x: Operand, factor: float) -> Operand:
@@ -129,7 +135,7 @@ def rsub(ctx: Context, a: Operand, b: float, alpha: float = 1) -> Operand:
 def neg(ctx: Context, x: Operand) -> Operand:
     """neg(Tensor self) -> Tensor"""
     if x.quant is None:
-        x = ctx.floats(x)[0]
+        x = as_int(ctx, x) if is_whole(x) else ctx.floats(x)[0]
         return Operand(ctx.emit(ops.Negate(), x.value))  # type: ignore[arg-type]
     x = ctx.store(ctx.to_i32(x))
     return replace(x, value=ctx.emit(ops.Negate(), x.value))  # type: ignore[arg-type]
@@ -138,27 +144,29 @@ def neg(ctx: Context, x: Operand) -> Operand:
 @lower(aten.mul.Tensor, aten.mul.Scalar)
 def multiply(ctx: Context, a: Operand, b: Operand | float) -> Operand:
     """mul.Tensor(Tensor self, Tensor other) -> Tensor"""
-    a, b = operand(a), operand(b)
+    a, b = promoted(ctx, operand(a), operand(b))
     if a.is_const:
         a, b = b, a
     if b.is_const and not a.is_const and a.quant is not None:
         return _times_constant(ctx, a, b)
     a, b = broadcast_ranks(ctx, a, b)
     if not _is_integer(a, b):
-        return _float_binary(ctx, ops.Mul(), a, b)
-    a, b = ctx.uniform(a), ctx.uniform(b)
+        return _plain_binary(ctx, ops.Mul(), a, b)
+    a, b = ctx.limited(ctx.uniform(a)), ctx.limited(ctx.uniform(b))
     bits = ctx.magnitude_bits(a) + ctx.magnitude_bits(b)
+    if a.quant.dtype is b.quant.dtype is DType.INT16:  # type: ignore[union-attr]
+        bits += 1  # -2^15 times -2^15 is 2^30, not below it
     return _product(ctx, ctx.to_i32(a), ctx.to_i32(b), bits)
 
 
 def _product(ctx: Context, a: Operand, b: Operand, bits: int) -> Operand:
     """MUL of two int32 operands whose product has `bits` magnitude bits.
 
-    Up to 29 bits fit as they are; more (an operand is wide, its bits a calibrated range) keep 24, and head-room.
+    Of more than 30 bits, 30 are kept: two calibrated int32 values, limited to 26 bits each, keep 24 in use.
     """
     (a, b), perm = ctx.same_layout(a, b)
     a, b = ctx.store(a), ctx.store(b)
-    shift = 0 if bits <= 29 else 1 if bits == 30 else bits - 24
+    shift = excess(bits)
     assert a.quant is not None and b.quant is not None
     scale = float(a.quant.scale) * float(b.quant.scale) * 2.0**shift  # type: ignore[arg-type]
     product = ctx.emit(ops.Mul(shift), a.value, b.value)  # type: ignore[arg-type]
@@ -175,31 +183,13 @@ def _times_constant(ctx: Context, x: Operand, constant: Operand) -> Operand:
         scaled = tuple(s * factor for s in x.quant.scale) if isinstance(x.quant.scale, tuple) else x.quant.scale * factor
         return replace(x, quant=replace(x.quant, scale=scaled))
     x, constant = broadcast_ranks(ctx, ctx.uniform(x), constant)
-    bits = ctx.magnitude_bits(x)
+    calibrated = x.quant is not None and x.quant.dtype is DType.INT32 and x.bits is None and not x.exact
+    bits = 30 if calibrated else ctx.magnitude_bits(x)
     x = ctx.to_i32(x)
     largest = float(np.abs(factors).max(initial=0.0)) or 1.0
     quant = Quant(largest / (2.0**_CONST_BITS - 1), 0, DType.INT32)
     stored = Operand(array=quant.store(constant.reals()), quant=quant)
     return _product(ctx, x, stored, bits + _CONST_BITS)
-
-
-@lower(aten.div.Tensor, aten.div.Scalar)
-def divide(ctx: Context, a: Operand | float, b: Operand | float) -> Operand:
-    """div.Tensor(Tensor self, Tensor other) -> Tensor
-
-    By a constant it is a product. TOSA has no integer division of real numbers; by a tensor it stays float.
-    """
-    a, b = operand(a), operand(b)
-    if b.is_const:
-        divisors = b.reals()
-        if not divisors.all():
-            raise ctx.refuse("division by a constant that is zero")
-        return multiply(ctx, a, Operand(array=1.0 / divisors))
-    if _is_integer(a, b):
-        raise ctx.refuse("division of quantized tensors by a tensor")
-    a, b = broadcast_ranks(ctx, a, b)
-    a, b = ctx.floats(a, b)
-    return Operand(ctx.emit(ops.Mul(), a.value, ctx.emit(ops.Reciprocal(), b.value)))  # type: ignore[arg-type]
 
 
 @lower(aten.batch_norm.default)
@@ -233,8 +223,21 @@ def clamp_to(ctx: Context, x: Operand, low: float, high: float) -> Operand:
     """A pending clamp for quantized tensors, CLAMP for floats."""
     if x.quant is not None:
         return x.clamp(low, high)
+    if is_whole(x):
+        return _clamp_integers(ctx, as_int(ctx, x), low, high)
     x = Operand(ctx.logical(ctx.store(x)))
-    return Operand(ctx.emit(ops.Clamp(max(low, -LARGEST), min(high, LARGEST)), x.value))  # type: ignore[arg-type]
+    return Operand(ctx.clamp(x.value, low, high))  # type: ignore[arg-type]
+
+
+def _clamp_integers(ctx: Context, x: Operand, low: float, high: float) -> Operand:
+    """Integers of the model; limits are rounded towards the inside."""
+    value = ctx.store(x).value
+    assert value is not None
+    if low > -_INF:
+        value = ctx.emit(ops.Maximum(), value, ctx.i32(max(math.ceil(low), DType.INT32.min), len(value.shape)))
+    if high < _INF:
+        value = ctx.emit(ops.Minimum(), value, ctx.i32(min(math.floor(high), DType.INT32.max), len(value.shape)))
+    return Operand(value)
 
 
 @lower(aten.relu.default)

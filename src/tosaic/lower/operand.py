@@ -43,6 +43,22 @@ class Quant:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """A value and its quantization, of which `rounded` is a RESCALE to steps of `step`."""
+
+    rounded: Value
+    step: float
+    value: Value
+    quant: Quant
+    bits: int | None
+
+    def quant_at(self, step: float) -> Quant:
+        """Of `value`, where a factor has become part of the scale: `rounded` counts in steps of `step` there."""
+        factor, scale = step / self.step, self.quant.scale
+        return replace(self.quant, scale=tuple(s * factor for s in scale) if isinstance(scale, tuple) else scale * factor)
+
+
+@dataclass(frozen=True)
 class Operand:
     """A logical tensor of the user's model.
 
@@ -55,6 +71,8 @@ class Operand:
         quant: None for float, index and bool tensors.
         axis: channel axis of a constant that is quantized per channel.
         bits: |stored - zero_point| < 2^bits, where that is known more exactly than by the type.
+        exact: the stored integers are the result itself: nothing was rounded to this scale.
+        origin: what `value` was rounded from, so that a narrower form of it need not be rounded twice.
     """
 
     value: Value | None = None
@@ -66,6 +84,8 @@ class Operand:
     high: float = math.inf
     axis: int | None = None
     bits: int | None = None
+    exact: bool = False
+    origin: Origin | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -1,25 +1,28 @@
-"""Means, pools, softmax and argmax."""
+"""Reductions: sums, means, products, extremes and their places, any and all."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 
-from tosaic.lower.context import NCHW, NHWC, Context
-from tosaic.lower.conv import fit_window, reshapable
+from tosaic.lower.compare import as_bool
+from tosaic.lower.context import Context, excess
 from tosaic.lower.elementwise import multiply
-from tosaic.lower.layout import axis_of, sliced, squeeze, unsqueeze
-from tosaic.lower.operand import Operand, Quant, inverse
+from tosaic.lower.layout import axis_of, sliced
+from tosaic.lower.mac import poolable
+from tosaic.lower.operand import Operand, Quant
+from tosaic.lower.reals import as_int, as_real, is_bool, is_whole
 from tosaic.lower.registry import lower
 from tosaic.tosa import ops
 from tosaic.tosa.graph import Value
 from tosaic.tosa.types import DType
 
 aten = torch.ops.aten
+_EXTREMES = {ops.ReduceMax: ops.ReduceAny, ops.ReduceMin: ops.ReduceAll}  # of numbers, of bools
 
 
 @lower(aten.mean.dim)
@@ -28,329 +31,236 @@ def mean(ctx: Context, x: Operand, dims: list[int] | None = None, keepdim: bool 
 
     An exact int32 sum whose scale is divided by the count.
     """
-    return _total(ctx, x, dims, keepdim, average=True)
+    return _total(ctx, as_real(ctx, x), dims, keepdim, average=True)
 
 
 @lower(aten.mean.default)
 def mean_of_all(ctx: Context, x: Operand, dtype: object = None) -> Operand:
     """mean(Tensor self, *, ScalarType? dtype=None) -> Tensor"""
-    return _total(ctx, x, None, False, average=True)
+    return mean(ctx, x)
 
 
 @lower(aten.sum.dim_IntList)
-def sum_(ctx: Context, x: Operand, dims: list[int] | None = None, keepdim: bool = False, dtype: object = None) -> Operand:
+def sum_(ctx: Context, x: Operand, dims: list[int] | None = None, keepdim: bool = False, dtype: torch.dtype | None = None) -> Operand:
     """sum.dim_IntList(Tensor self, int[1]? dim, bool keepdim=False, *, ScalarType? dtype=None) -> Tensor"""
-    return _total(ctx, x, dims, keepdim, average=False)
+    if dtype is not None and not dtype.is_floating_point and not is_whole(x):
+        raise ctx.refuse(f"a sum of real numbers as {dtype}; round before")
+    if is_whole(x) and (dtype is None or not dtype.is_floating_point):
+        return _count(ctx, x, dims, keepdim)
+    return _total(ctx, as_real(ctx, x), dims, keepdim, average=False)
+
+
+def _axes(x: Operand, dims: Sequence[int] | int | None) -> tuple[list[int], tuple[int, ...]]:
+    """Axes (all, if `dims` is empty), and the shape without them."""
+    given = [dims] if isinstance(dims, int) else dims or range(len(x.shape))
+    axes = sorted(axis_of(d, len(x.shape)) for d in given) if x.shape else []
+    return axes, tuple(d for i, d in enumerate(x.shape) if i not in axes)
+
+
+def _reduced(ctx: Context, x: Operand, axes: Sequence[int], op: type[ops._Reduce], final: tuple[int, ...] | None) -> Operand:
+    """A TOSA reduction over logical axes, which stay if `final` (the shape without them) is None."""
+    x = ctx.store(x)
+    if x.view is not None:
+        x = ctx.plain(x)
+    value = x.value
+    assert value is not None
+    for axis in axes:
+        value = ctx.emit(op(axis if x.perm is None else x.perm[axis]), value)
+    x = replace(x, value=value)
+    return x if final is None else replace(x, value=ctx.reshape(ctx.logical(x), final), perm=None)
+
+
+def _count(ctx: Context, x: Operand, dims: Sequence[int] | None, keepdim: bool) -> Operand:
+    """A sum of integers. REDUCE_SUM of int32 is not in the FP profile; float32 holds sums up to 2^24 exactly."""
+    axes, final = _axes(x, dims)
+    in_float = not ctx.spec.holds("INT")
+    x = as_real(ctx, x) if in_float else as_int(ctx, x)
+    x = _reduced(ctx, x, axes, ops.ReduceSum, None if keepdim else final)
+    return Operand(ctx.emit(ops.Cast(DType.INT32), x.value)) if in_float else x  # type: ignore[arg-type]
 
 
 def _total(ctx: Context, x: Operand, dims: Sequence[int] | None, keepdim: bool, *, average: bool) -> Operand:
     """Sum, or mean, over `dims` (all, if empty)."""
-    axes = sorted(axis_of(d, len(x.shape)) for d in (dims or range(len(x.shape))))
-    shape = tuple(1 if i in axes else d for i, d in enumerate(x.shape))
-    final = shape if keepdim else tuple(d for i, d in enumerate(x.shape) if i not in axes)
+    axes, without = _axes(x, dims)
+    final = None if keepdim else without
     count = math.prod(x.shape[a] for a in axes)
     divisor = count if average else 1
     if x.quant is None:
-        value = ctx.floats(x)[0].value
+        total = _reduced(ctx, ctx.floats(x)[0], axes, ops.ReduceSum, None)
+        value = total.value
         assert value is not None
-        for axis in axes:
-            value = ctx.emit(ops.ReduceSum(axis), value)
         if divisor > 1:
-            value = ctx.emit(ops.Mul(), value, ctx.f32(1.0 / divisor, len(value.shape)))
-        return Operand(ctx.reshape(value, final))
-    x = ctx.uniform(x)
-    total, scale = _sum(ctx, x, axes, count)
-    out = replace(total, quant=Quant(scale / divisor, 0, DType.INT32))
-    return out if keepdim else Operand(ctx.reshape(ctx.logical(out), final), quant=out.quant, bits=out.bits)
+            value = ctx.emit(ops.Mul(), value, ctx.real(1.0 / divisor, value))
+        return Operand(value if final is None else ctx.reshape(value, final))
+    if _is_row_of_int8(x, axes):
+        return _sum_by_product(ctx, x, final, divisor)
+    x, scale = _summable(ctx, ctx.uniform(x), count)
+    total = _reduced(ctx, x, axes, ops.ReduceSum, final)
+    return replace(total, quant=Quant(scale / divisor, 0, DType.INT32))
 
 
-def _sum(ctx: Context, x: Operand, axes: Sequence[int], count: int) -> tuple[Operand, float]:
-    """Sum over logical axes in int32, and its scale; inputs whose sum could pass 2^30 are shifted down first."""
+def _is_row_of_int8(x: Operand, axes: Sequence[int]) -> bool:
+    last = x.perm is None and not x.clamped and list(axes) == [len(x.shape) - 1]
+    return last and x.value is not None and x.quant is not None and x.quant.dtype is DType.INT8 and len(x.shape) > 1
+
+
+def _sum_by_product(ctx: Context, x: Operand, final: tuple[int, ...] | None, divisor: int) -> Operand:
+    """The sum of rows of int8 as a product with ones: exact, and one operator where widening before a REDUCE_SUM makes two."""
+    assert x.quant is not None
+    *lead, rows, length = x.shape
+    batch = math.prod(lead)
+    ones = ctx.i8(np.ones((batch, length, 1)))
+    total = ctx.emit(ops.MatMul(x.quant.zero_point, 0), ctx.reshape(ctx.logical(x), (batch, rows, length)), ones)
+    shape = (*lead, rows, 1) if final is None else final
+    quant = Quant(float(x.quant.scale) / divisor, 0, DType.INT32)  # type: ignore[arg-type]
+    return Operand(ctx.reshape(total, shape), quant=quant, bits=8 + math.ceil(math.log2(length)), exact=True)
+
+
+def _summable(ctx: Context, x: Operand, count: int) -> tuple[Operand, float]:
+    """An operand as int32 whose sum of `count` elements stays below 2^30 (shifted down, if need be), and its scale.
+
+    `bits` of the result are those of the sum.
+    """
     if x.view is not None:
         x = ctx.plain(x)
+    x = ctx.limited(x)
     bits = ctx.magnitude_bits(x) + math.ceil(math.log2(count))
-    over = max(0, bits - 29)
+    over = excess(bits)
     assert x.quant is not None
     scale = float(x.quant.scale) * 2.0**over  # type: ignore[arg-type]
-    x = ctx.to_i32(x, scale)
-    value = x.value
-    assert value is not None
-    for axis in axes:
-        value = ctx.emit(ops.ReduceSum(axis if x.perm is None else x.perm[axis]), value)
-    return replace(x, value=value, bits=bits - over), scale
+    return replace(ctx.store(ctx.to_i32(x, scale)), bits=bits - over), scale
 
 
-def _two(numbers: Sequence[int] | int | None, default: Sequence[int]) -> tuple[int, int]:
-    if not numbers and numbers != 0:
-        return tuple(default)  # type: ignore[return-value]
-    if isinstance(numbers, int):
-        return (numbers, numbers)
-    return (numbers[0], numbers[-1])
+@lower(aten.any.default, aten.any.dim, aten.any.dims)
+def any_(ctx: Context, x: Operand, dims: Sequence[int] | int | None = None, keepdim: bool = False) -> Operand:
+    """any.dims(Tensor self, int[]? dim=None, bool keepdim=False) -> Tensor"""
+    axes, final = _axes(x, dims)
+    return _reduced(ctx, as_bool(ctx, x), axes, ops.ReduceAny, None if keepdim else final)
 
 
-def _ceil_extra(size: int, kernel: int, stride: int, pad: int, ceil_mode: bool) -> int:
-    """Padding beyond `pad` that PyTorch's ceil_mode adds at the far border."""
-    if not ceil_mode:
-        return 0
-    out = -(-(size + 2 * pad - kernel) // stride) + 1
-    if (out - 1) * stride >= size + pad:  # the last window must start inside the input or its left padding
-        out -= 1
-    return max(0, (out - 1) * stride + kernel - size - 2 * pad)
+@lower(aten.all.default, aten.all.dim, aten.all.dims)
+def all_(ctx: Context, x: Operand, dims: Sequence[int] | int | None = None, keepdim: bool = False) -> Operand:
+    """all.dims(Tensor self, int[]? dim=None, bool keepdim=False) -> Tensor"""
+    axes, final = _axes(x, dims)
+    return _reduced(ctx, as_bool(ctx, x), axes, ops.ReduceAll, None if keepdim else final)
 
 
-def through_images(ctx: Context, function: Callable[..., Operand], x: Operand, dim: int, *arguments: object) -> Operand:
-    """A function of [N, C, H, W], of `x` with a dimension of 1 inserted at `dim`, which is removed from the result."""
-    return squeeze(ctx, reshapable(ctx, function(ctx, unsqueeze(ctx, x, dim), *arguments)), dim)
+@lower(aten.amax.default)
+def amax(ctx: Context, x: Operand, dims: Sequence[int] | None = None, keepdim: bool = False) -> Operand:
+    """amax(Tensor self, int[1] dim=[], bool keepdim=False) -> Tensor"""
+    return _extreme(ctx, x, dims, keepdim, ops.ReduceMax)
 
 
-def _channels_last(ctx: Context, x: Operand) -> Value:
-    if len(x.shape) != 4:
-        raise ctx.refuse(f"takes [N, C, H, W], found {list(x.shape)}")
-    return ctx.permuted(x, NHWC)
+@lower(aten.amin.default)
+def amin(ctx: Context, x: Operand, dims: Sequence[int] | None = None, keepdim: bool = False) -> Operand:
+    """amin(Tensor self, int[1] dim=[], bool keepdim=False) -> Tensor"""
+    return _extreme(ctx, x, dims, keepdim, ops.ReduceMin)
 
 
-def _poolable(ctx: Context, x: Operand) -> Operand:
-    """An operand at the type that pools take: int8 or int16, or float."""
-    if ctx.is_narrow(x):
-        return ctx.resolve_clamp(x)
-    if x.quant is not None and ctx.want is not None and ctx.want.dtype is not DType.INT32:
-        return ctx.requantize(x, ctx.want)
-    return ctx.floats(x)[0]
+@lower(aten.max.default)
+def max_of_all(ctx: Context, x: Operand) -> Operand:
+    """max(Tensor self) -> Tensor"""
+    return amax(ctx, x)
 
 
-def _windowed(
-    ctx: Context, x: Operand, kernel: list[int], stride: list[int] | None, padding: list[int] | int, ceil_mode: bool
-) -> tuple[Operand, Value, tuple[int, int], tuple[int, int], list[tuple[int, int]]]:
-    """What a pool works on: the operand at a type that pools take, its value [N, H, W, C], kernel, stride, and pads of H and W."""
-    k = _two(kernel, ())
-    s, p = _two(stride, k), _two(padding, (0, 0))
-    x = _poolable(ctx, x)
-    value = _channels_last(ctx, x)
-    return x, value, k, s, [(p[i], p[i] + _ceil_extra(value.shape[1 + i], k[i], s[i], p[i], ceil_mode)) for i in range(2)]
+@lower(aten.min.default)
+def min_of_all(ctx: Context, x: Operand) -> Operand:
+    """min(Tensor self) -> Tensor"""
+    return amin(ctx, x)
 
 
-@lower(aten.max_pool2d.default)
-def max_pool2d(
-    ctx: Context,
-    x: Operand,
-    kernel: list[int],
-    stride: list[int] | None = None,
-    padding: list[int] | int = 0,
-    dilation: list[int] | int = 1,
-    ceil_mode: bool = False,
-) -> Operand:
-    """max_pool2d(Tensor self, int[2] kernel_size, int[2] stride=[], int[2] padding=0, int[2] dilation=1,
-    bool ceil_mode=False) -> Tensor
+def _extreme(ctx: Context, x: Operand, dims: Sequence[int] | None, keepdim: bool, op: type[ops._Reduce]) -> Operand:
+    """At the scale of the input, so without any rounding."""
+    axes, final = _axes(x, dims)
+    if is_bool(x):
+        op = _EXTREMES[op]
+    elif x.quant is None:
+        x = x if is_whole(x) else ctx.floats(x)[0]
+    else:
+        x = ctx.resolve_clamp(ctx.uniform(x))
+    return _reduced(ctx, x, axes, op, None if keepdim else final)
+
+
+@lower(aten.prod.default)
+def prod_of_all(ctx: Context, x: Operand, dtype: torch.dtype | None = None) -> Operand:
+    """prod(Tensor self, *, ScalarType? dtype=None) -> Tensor"""
+    flat = Operand(ctx.reshape(ctx.logical(x), (math.prod(x.shape),)), quant=x.quant, low=x.low, high=x.high, bits=x.bits)
+    return prod(ctx, flat if x.quant is None or not x.quant.per_channel else ctx.plain(x), 0, False, dtype)
+
+
+@lower(aten.prod.dim_int)
+def prod(ctx: Context, x: Operand, dim: int, keepdim: bool = False, dtype: torch.dtype | None = None) -> Operand:
+    """prod.dim_int(Tensor self, int dim, bool keepdim=False, *, ScalarType? dtype=None) -> Tensor
+
+    REDUCE_PRODUCT is for floats; integers are multiplied in pairs.
     """
-    if _two(dilation, (1, 1)) != (1, 1):
-        raise ctx.refuse("max_pool2d with dilation")
-    if len(x.shape) == 3:
-        return through_images(ctx, max_pool2d, x, 0, kernel, stride, padding, dilation, ceil_mode)
-    x, value, k, s, pads = _windowed(ctx, x, kernel, stride, padding, ceil_mode)
-    value, pad = fit_window(ctx, value, k, s, pads, (1, 1))
-    return Operand(ctx.emit(ops.MaxPool2d(k, s, pad), value), quant=x.quant, perm=NCHW)  # type: ignore[arg-type]
+    (axis,), final = _axes(x, dim)
+    whole = is_whole(x) and (dtype is None or not dtype.is_floating_point)
+    x = as_int(ctx, x) if whole else as_real(ctx, x)
+    if x.quant is None and not whole:
+        return _reduced(ctx, ctx.floats(x)[0], [axis], ops.ReduceProduct, None if keepdim else final)
+    want, ctx.want = ctx.want, None
+    product = _pairwise(ctx, Operand(ctx.store(x).value) if whole else ctx.plain(x), axis)
+    ctx.want = want
+    product = ctx.plain(product)
+    return product if keepdim else replace(product, value=ctx.reshape(product.value, final))  # type: ignore[arg-type]
 
 
-@lower(aten.max_pool1d.default)
-def max_pool1d(
-    ctx: Context,
-    x: Operand,
-    kernel: list[int],
-    stride: list[int] | None = None,
-    padding: list[int] | int = 0,
-    dilation: list[int] | int = 1,
-    ceil_mode: bool = False,
-) -> Operand:
-    """max_pool1d(Tensor self, int[1] kernel_size, int[1] stride=[], int[1] padding=0, int[1] dilation=1,
-    bool ceil_mode=False) -> Tensor
-    """
-    (k, _), (p, _), (d, _) = _two(kernel, ()), _two(padding, (0, 0)), _two(dilation, (1, 1))
-    s, _ = _two(stride, (k, k))
-    return through_images(ctx, max_pool2d, x, -2, [1, k], [1, s], [0, p], [1, d], ceil_mode)
-
-
-@lower(aten.avg_pool2d.default)
-def avg_pool2d(
-    ctx: Context,
-    x: Operand,
-    kernel: list[int],
-    stride: list[int] | None = None,
-    padding: list[int] | int = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor: int | None = None,
-) -> Operand:
-    """avg_pool2d(Tensor self, int[2] kernel_size, int[2] stride=[], int[2] padding=0, bool ceil_mode=False,
-    bool count_include_pad=True, int? divisor_override=None) -> Tensor
-
-    AVG_POOL2D in float: it counts elements of the input only; padding that counts is written out first. Integers are summed
-    by a depthwise convolution instead: AVG_POOL2D rounds at the scale of its input, every tie upwards.
-    """
-    if len(x.shape) == 3:
-        return through_images(ctx, avg_pool2d, x, 0, kernel, stride, padding, ceil_mode, count_include_pad, divisor)
-    x, value, k, s, pads = _windowed(ctx, x, kernel, stride, padding, ceil_mode)
-    p = [before for before, _ in pads]
-    if divisor is not None:
-        return _window_sums(ctx, x, value, k, s, pads, divisor)
-    if x.quant is not None:
-        rows, columns = (_counted(value.shape[1 + i], k[i], s[i], pads[i], p[i] if count_include_pad else 0) for i in range(2))
-        counts = np.outer(rows, columns)
-        if (counts == counts[0, 0]).all():
-            return _window_sums(ctx, x, value, k, s, pads, float(counts[0, 0]))
-        return multiply(ctx, _window_sums(ctx, x, value, k, s, pads, 1.0), Operand(array=1.0 / counts[None, None]))
-    if any(p) and count_include_pad:
-        value = ctx.emit(ops.Pad((0, 0, p[0], p[0], p[1], p[1], 0, 0), 0.0), value)
-        pads = [(0, after - before) for before, after in pads]
-    value, pad = fit_window(ctx, value, k, s, pads, (1, 1))
-    return Operand(ctx.emit(ops.AvgPool2d(k, s, pad), value), perm=NCHW)  # type: ignore[arg-type]
-
-
-def _counted(size: int, kernel: int, stride: int, pads: tuple[int, int], counts: int) -> list[int]:
-    """Of each window along one axis, how many elements an average counts: the input's, and of the padding `counts` beside it."""
-    starts = range(-pads[0], size + pads[1] - kernel + 1, stride)
-    return [min(start + kernel, size + counts) - max(start, -counts) for start in starts]
-
-
-def _window_sums(
-    ctx: Context, x: Operand, value: Value, kernel: Sequence[int], stride: Sequence[int], pads: Sequence[Sequence[int]], divisor: float
-) -> Operand:
-    """Sums over windows of [N, H, W, C], divided: a depthwise convolution by ones, which keeps every bit of the sum."""
-    value, pad = fit_window(ctx, value, kernel, stride, pads, (1, 1))
-    channels, integer = value.shape[3], x.quant is not None
-    dtype = ops.ACCUMULATOR[x.quant.dtype if x.quant else DType.FP32]
-    ones = np.full((*kernel, channels, 1), 1.0 if integer else 1.0 / divisor)
-    weight = ctx.builder.const(ones, DType.INT8 if integer else DType.FP32)
-    bias = ctx.builder.const(np.zeros(channels), dtype)
-    op = ops.DepthwiseConv2d(tuple(stride), pad, (1, 1), x.quant.zero_point if x.quant else 0)
-    quant = Quant(float(x.quant.scale) / divisor, 0, dtype) if x.quant else None  # type: ignore[arg-type]
-    bits = math.ceil(math.log2(kernel[0] * kernel[1])) + ctx.magnitude_bits(x) if integer else None
-    return Operand(ctx.emit(op, value, weight, bias), quant=quant, perm=NCHW, bits=bits)
-
-
-@lower(aten.adaptive_avg_pool2d.default, aten._adaptive_avg_pool2d.default)
-def adaptive_avg_pool2d(ctx: Context, x: Operand, size: list[int]) -> Operand:
-    """adaptive_avg_pool2d(Tensor self, SymInt[2] output_size) -> Tensor"""
-    if len(x.shape) == 3:
-        return through_images(ctx, adaptive_avg_pool2d, x, 0, size)
-    h, w = x.shape[-2:]
-    oh, ow = size
-    if (oh, ow) == (1, 1):
-        return mean(ctx, x, [-2, -1], True)
-    if h % oh == 0 and w % ow == 0:
-        # not AVG_POOL2D where integers are meant: it rounds at the scale of its input, the result may have a finer one
-        kernel = (h // oh, w // ow)
-        x = _poolable(ctx, x)
-        return _window_sums(ctx, x, _channels_last(ctx, x), kernel, kernel, ((0, 0), (0, 0)), kernel[0] * kernel[1])
-    return _uneven_means(ctx, x, [(2, oh), (3, ow)])
-
-
-def _windows(n: int, count: int) -> list[tuple[int, int]]:
-    """Start and end of PyTorch's adaptive windows: floor(i n / count), ceil((i + 1) n / count)."""
-    return [(i * n // count, -(-(i + 1) * n // count)) for i in range(count)]
-
-
-@lower(aten.adaptive_max_pool2d.default)
-def adaptive_max_pool2d(ctx: Context, x: Operand, size: list[int]) -> tuple[Operand]:
-    """adaptive_max_pool2d(Tensor self, int[2] output_size) -> (Tensor, Tensor); the indices are not computed"""
-    x = ctx.plain(x) if x.quant is not None else ctx.floats(x)[0]
-    value = x.value
-    assert value is not None
-    for axis, count in zip((len(x.shape) - 2, len(x.shape) - 1), size, strict=True):
-        parts = [ctx.emit(ops.ReduceMax(axis), sliced(ctx, value, axis, a, b)) for a, b in _windows(value.shape[axis], count)]
-        value = ctx.emit(ops.Concat(axis), *parts) if count > 1 else parts[0]
-    return (replace(x, value=value),)
-
-
-def _uneven_means(ctx: Context, x: Operand, sizes: Sequence[tuple[int, int]]) -> Operand:
-    """Means over windows [floor(i n / m), ceil((i + 1) n / m)), one axis after the other."""
-    integer = x.quant is not None
-    x = ctx.plain(x) if integer else ctx.floats(x)[0]
-    value, scale, bits = x.value, 1.0, None
-    if integer:
-        # up to 12 more bits than the input has, so that the two roundings are far below its own; sums stay below 2^30
-        longest = max(-(-x.shape[axis] // count) + 1 for axis, count in sizes)
-        extra = min(12 if ctx.magnitude_bits(x) <= 15 else 0, 30 - ctx.magnitude_bits(x) - math.ceil(math.log2(longest)))
-        scale, bits = float(x.quant.scale) / 2.0**extra, ctx.magnitude_bits(x) + extra  # type: ignore[union-attr, arg-type]
-        value = ctx.to_i32(x, scale).value
-    for axis, count in sizes:
+def _pairwise(ctx: Context, x: Operand, axis: int) -> Operand:
+    """Product along an axis, by halves."""
+    odd: list[Operand] = []
+    while (length := x.shape[axis]) > 1:
+        x = ctx.plain(x) if x.quant is not None else x
+        half, value = length // 2, x.value
         assert value is not None
-        parts = [_window_mean(ctx, sliced(ctx, value, axis, a, b), axis, integer) for a, b in _windows(value.shape[axis], count)]
-        value = ctx.emit(ops.Concat(axis), *parts) if count > 1 else parts[0]
-    return Operand(value, quant=Quant(scale, 0, DType.INT32), bits=bits) if integer else Operand(value)
+        first, second, rest = (sliced(ctx, value, axis, a, b) if a < b else None for a, b in _cuts(half, length))
+        if rest is not None:
+            odd.append(replace(x, value=rest))
+        x = multiply(ctx, replace(x, value=first), replace(x, value=second))
+    for other in odd:
+        x = multiply(ctx, x, other)
+    return x
 
 
-def _window_mean(ctx: Context, window: Value, axis: int, integer: bool) -> Value:
-    length = window.shape[axis]
-    total = ctx.emit(ops.ReduceSum(axis), window)
-    if not integer:
-        return ctx.emit(ops.Mul(), total, ctx.f32(1.0 / length, len(window.shape)))
-    return ctx.rescale(total, Quant(1.0 / length, 0, DType.INT32), Quant(1.0, 0, DType.INT32))
+def _cuts(half: int, length: int) -> tuple[tuple[int, int], ...]:
+    return (0, half), (half, 2 * half), (2 * half, length)
 
 
 @lower(aten.argmax.default)
 def argmax(ctx: Context, x: Operand, dim: int | None = None, keepdim: bool = False) -> Operand:
     """argmax(Tensor self, int? dim=None, bool keepdim=False) -> Tensor (int32 here)"""
-    x = _poolable(ctx, x)
+    return _place(ctx, x, dim, keepdim, largest=True)
+
+
+@lower(aten.argmin.default)
+def argmin(ctx: Context, x: Operand, dim: int | None = None, keepdim: bool = False) -> Operand:
+    """argmin(Tensor self, int? dim=None, bool keepdim=False) -> Tensor (int32 here)"""
+    return _place(ctx, x, dim, keepdim, largest=False)
+
+
+def _place(ctx: Context, x: Operand, dim: int | None, keepdim: bool, *, largest: bool) -> Operand:
+    """Index of the first extreme along one axis, or of the flattened tensor."""
+    if not x.shape:
+        return Operand(array=np.zeros((), dtype=np.int64))
+    wide = is_whole(x) or (x.quant is not None and not ctx.is_narrow(x))
+    x = as_int(ctx, x) if is_whole(x) else ctx.to_i32(x) if wide else poolable(ctx, x)
     # ARGMAX drops its axis; a dimension that stays is added before, as the FP profile does not reshape int32
     shape = (math.prod(x.shape),) if dim is None else x.shape
     axis = 0 if dim is None else axis_of(dim, len(shape))
     kept = () if not keepdim else (1,) * len(x.shape) if dim is None else (1,)
     value = ctx.reshape(ctx.logical(x), (*shape[: axis + 1], *kept, *shape[axis + 1 :]))
+    if wide:
+        return Operand(_first_place(ctx, value, axis, largest))
+    if not largest:
+        # -x - 1 of an integer: the order turned round, with no overflow at the least one
+        value = ctx.emit(ops.BitwiseNot() if value.dtype.is_integer else ops.Negate(), value)
     return Operand(ctx.emit(ops.ArgMax(axis), value))
 
 
-@lower(aten._softmax.default)
-def softmax(ctx: Context, x: Operand, dim: int, half_to_float: bool = False) -> Operand:
-    """_softmax(Tensor self, int dim, bool half_to_float) -> Tensor"""
-    axis = axis_of(dim, len(x.shape))
-    last = [i for i in range(len(x.shape)) if i != axis] + [axis]
-    if x.quant is None or ctx.want is None:
-        value = ctx.floats(x)[0].value
-        assert value is not None
-        shifted = ctx.emit(ops.Sub(), value, ctx.emit(ops.ReduceMax(axis), value))
-        exponent = ctx.emit(ops.Exp(), shifted)
-        return Operand(ctx.emit(ops.Mul(), exponent, ctx.emit(ops.Reciprocal(), ctx.emit(ops.ReduceSum(axis), exponent))))
-    x = ctx.resolve_clamp(ctx.uniform(x))
-    rows = Operand(ctx.permuted(x, last), quant=x.quant)
-    return Operand(_integer_softmax(ctx, rows), quant=Quant(2.0**-23, 0, DType.INT32), perm=inverse(tuple(last)))
-
-
-def _integer_softmax(ctx: Context, x: Operand) -> Value:
-    """Softmax over the last axis, int32 at scale 2^-23.
-
-    e = exp(x - max) from a table in Q bits, S = sum e < 2^31 as Q <= 31 - ceil log2 N, and r = 2^47 / S from the
-    16 leading bits of S: n = S 2^c 2^-16 in [2^15, 2^16), r = ((2^31 - 1) / n) 2^c <= 2^(47 - Q) < 2^31 as Q >= 17.
-    Probabilities e r 2^-24 are at most 2^23 (1 + 2^-15).
-    """
-    assert x.quant is not None and x.value is not None
-    rank, n = len(x.shape), x.shape[-1]
-    bits = min(30, 31 - math.ceil(math.log2(n))) if n > 1 else 30
-    if bits < 17:
-        raise ctx.refuse(f"softmax over {n} elements; integer arithmetic holds 16384")
-    top = Operand(ctx.emit(ops.ReduceMax(rank - 1), x.value), quant=x.quant)
-    below = ctx.emit(ops.Sub(), ctx.to_i32(top).value, ctx.to_i32(x).value)  # type: ignore[arg-type]
-    scale = float(x.quant.scale)  # type: ignore[arg-type]
-    steps = {DType.INT8: 256, DType.INT16: 65536}.get(x.quant.dtype)
-    if steps is not None and (steps == 256 or steps * scale <= 18):
-        index, entries = below, np.arange(steps) * scale
-    else:
-        # 2^16 steps over 18 nats, beyond which a probability is below 2^-26
-        factor = scale * 65536 / 18
-        below = ctx.emit(ops.Minimum(), below, ctx.i32(int(min(65535.4 / factor, 2.0**30)), rank))
-        index = ctx.rescale(below, Quant(factor, 0, DType.INT32), Quant(1.0, 0, DType.INT32))
-        entries = np.arange(65536) * 18 / 65536
-    e = lookup(ctx, np.minimum(np.rint(np.exp(-entries) * 2.0**bits), 2.0**bits - 1), index)
-    total = ctx.emit(ops.ReduceSum(rank - 1), e)
-    lead = ctx.emit(ops.Clz(), total)
-    mantissa = ctx.emit(ops.LogicalRightShift(), ctx.emit(ops.LogicalLeftShift(), total, lead), ctx.i32(16, rank))
-    quotient = ctx.emit(ops.IntDiv(), ctx.i32(2**31 - 1, rank), mantissa)
-    reciprocal = ctx.emit(ops.LogicalLeftShift(), quotient, lead)
-    return ctx.emit(ops.Mul(24), e, reciprocal)
-
-
-def lookup(ctx: Context, entries: np.ndarray, index: Value) -> Value:
-    """entries[index], int32, by GATHER; index is int32 in range."""
-    count = math.prod(index.shape)
-    values = ctx.i32(entries.reshape(1, -1, 1))
-    found = ctx.emit(ops.Gather(), values, ctx.reshape(index, (1, count)))
-    return ctx.reshape(found, index.shape)
+def _first_place(ctx: Context, value: Value, axis: int, largest: bool) -> Value:
+    """ARGMAX takes no int32: the least of the indices at which the extreme stands."""
+    length, rank = value.shape[axis], len(value.shape)
+    extreme = ctx.emit((ops.ReduceMax if largest else ops.ReduceMin)(axis), value)
+    indices = ctx.i32(np.arange(length).reshape([length if i == axis else 1 for i in range(rank)]))
+    found = ctx.emit(ops.Select(), ctx.emit(ops.Equal(), value, extreme), indices, ctx.i32(length, rank))
+    return ctx.reshape(ctx.emit(ops.ReduceMin(axis), found), (*value.shape[:axis], *value.shape[axis + 1 :]))

@@ -1,5 +1,6 @@
-"""Interpolation by RESIZE (specification section 2.11.1).
+"""Interpolation: RESIZE (specification section 2.11.1) where it can hold it, else one axis after the other by its matrix.
 
+The matrix of an axis is what PyTorch itself gives for unit impulses, so that each mode, ratio and border is PyTorch's.
 PyTorch samples source position (o + 1/2) d/n - 1/2 (bilinear), o d/n (align_corners and nearest), with n/d the
 upscaling ratio; RESIZE samples (o * scale_d + offset) / scale_n.
 """
@@ -7,21 +8,44 @@ upscaling ratio; RESIZE samples (o * scale_d + offset) / scale_n.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
 import torch
 
 from tosaic.lower.context import NCHW, NHWC, Context
-from tosaic.lower.layout import sliced
-from tosaic.lower.operand import Operand, Quant
-from tosaic.lower.reduce import _poolable, through_images
+from tosaic.lower.conv import FIRST, LAST
+from tosaic.lower.layout import squeeze, unsqueeze
+from tosaic.lower.mac import poolable, reshapable
+from tosaic.lower.operand import Operand, Quant, inverse
 from tosaic.lower.registry import lower
 from tosaic.tosa import ops
-from tosaic.tosa.graph import Value
 from tosaic.tosa.types import DType
 
 aten = torch.ops.aten
+Sizes = list[int] | None
+Factors = Sequence[float | None] | None
+Axis = tuple[int, int, int, int]  # (scale_n, scale_d, offset, border)
+_WEIGHT_BITS = 24
+_BITS = 22  # of an integer that is interpolated
+
+
+def _matrices(shape: Sequence[int], size: Sizes, factors: Factors, run: Callable[..., torch.Tensor]) -> list[np.ndarray]:
+    """[out, in] for each spatial axis: `run(x, size, factors)` of images that are two pixels wide elsewhere.
+
+    Not one pixel: what PyTorch 2.13 makes of those with antialiasing is wrong.
+    """
+    found = []
+    for i, n in enumerate(shape):
+        before, after = [2] * i, [2] * (len(shape) - 1 - i)
+        impulses = torch.eye(n, dtype=torch.float64).reshape(1, n, *[1] * i, n, *[1] * len(after)).repeat(1, 1, *before, 1, *after)
+        own_size = None if size is None else [*before, size[i], *after]
+        own_factors = None if factors is None else [*[1.0] * i, factors[i], *[1.0] * len(after)]
+        result = run(impulses, own_size, own_factors)[0].movedim(1 + i, 1)
+        found.append(result.reshape(n, result.shape[1], -1)[:, :, 0].T.numpy())
+    return found
 
 
 def _ratio(size: int, out: int, factor: float | None) -> Fraction:
@@ -29,28 +53,47 @@ def _ratio(size: int, out: int, factor: float | None) -> Fraction:
     return Fraction(out, size) if factor is None else Fraction(factor).limit_denominator(1024)
 
 
-def _sizes(ctx: Context, x: Operand, size: list[int] | None, factors: list[float] | None) -> tuple[list[int], list[float | None]]:
-    if len(x.shape) != 4:
-        raise ctx.refuse(f"takes [N, C, H, W], found {list(x.shape)}")
-    if size is not None:
-        return list(size), [None, None]
-    assert factors is not None
-    return [math.floor(d * f) for d, f in zip(x.shape[2:], factors, strict=True)], list(factors)
-
-
-def _axis(ctx: Context, size: int, out: int, n: int, d: int, offset: int) -> tuple[int, int, int, int]:
-    """(scale_n, scale_d, offset, border) in lowest terms, checked against what RESIZE can hold."""
+def _axis(ctx: Context, matrix: np.ndarray, n: int, d: int, offset: int, mode: ops.ResizeMode) -> Axis | None:
+    """RESIZE's numbers for an axis in lowest terms; None where it cannot hold them, or would not give `matrix`."""
+    out, size = matrix.shape
     common = math.gcd(n, d, offset)
     n, d, offset = n // common, d // common, offset // common
     border = (out - 1) * d + offset - (size - 1) * n
     if n > 2048 or d >= 16 * n or n > ctx.spec.level.max_scale * d or not -n <= offset < 16 * n or not -16 * n <= border < n:
-        raise ctx.refuse(f"interpolation of {size} to {out}: RESIZE cannot hold the ratio {n}/{d} (offset {offset}, border {border})")
-    return n, d, offset, border
+        return None
+    position = np.arange(out) * d + offset
+    low, fraction = position // n, position % n / n
+    if mode is ops.ResizeMode.NEAREST:
+        fraction = np.floor(fraction + 0.5)
+    expected = np.zeros(matrix.shape)
+    np.add.at(expected, (np.arange(out), np.clip(low, 0, size - 1)), 1 - fraction)
+    np.add.at(expected, (np.arange(out), np.clip(low + 1, 0, size - 1)), fraction)
+    return (n, d, offset, border) if np.abs(expected - matrix).max() < 1e-6 else None
 
 
-def _resize(ctx: Context, x: Operand, value: Value, axes: list[tuple[int, int, int, int]], mode: ops.ResizeMode) -> Operand:
+def _axes(
+    ctx: Context, matrices: Sequence[np.ndarray], factors: Factors, mode: ops.ResizeMode, corners: bool, exact: bool
+) -> list[Axis] | None:
+    axes = []
+    for i, matrix in enumerate(matrices):
+        out, size = matrix.shape
+        if corners and (out == 1 or size == 1):
+            axis = _axis(ctx, matrix, 1, 1, 0, mode) if out == size else None
+        elif corners:
+            axis = _axis(ctx, matrix, out - 1, size - 1, 0, mode)
+        else:
+            ratio = _ratio(size, out, None if factors is None else factors[i])
+            n, d = ratio.numerator, ratio.denominator
+            axis = _axis(ctx, matrix, 2 * n, 2 * d, -n if mode is ops.ResizeMode.NEAREST and not exact else d - n, mode)
+        if axis is None:
+            return None
+        axes.append(axis)
+    return axes
+
+
+def _resize(ctx: Context, x: Operand, axes: list[Axis], mode: ops.ResizeMode) -> Operand:
     (yn, yd, yo, yb), (xn, xd, xo, xb) = axes
-    out = ctx.emit(ops.Resize((yn, yd, xn, xd), (yo, xo), (yb, xb), mode), value)
+    out = ctx.emit(ops.Resize((yn, yd, xn, xd), (yo, xo), (yb, xb), mode), ctx.permuted(x, NHWC))
     if x.quant is None or mode is ops.ResizeMode.NEAREST:
         return Operand(out, quant=x.quant, perm=NCHW)
     weight = yn * xn  # the weights of the four neighbours sum to it
@@ -61,78 +104,162 @@ def _resize(ctx: Context, x: Operand, value: Value, axes: list[tuple[int, int, i
     return Operand(out, quant=Quant(float(x.quant.scale) / weight, 0, dtype), perm=NCHW, bits=bits)  # type: ignore[arg-type]
 
 
-@lower(aten.upsample_bilinear2d.vec)
-def upsample_bilinear2d(ctx: Context, x: Operand, size: list[int] | None, align_corners: bool, factors: list[float] | None) -> Operand:
-    """upsample_bilinear2d.vec(Tensor input, SymInt[]? output_size, bool align_corners, float[]? scale_factors) -> Tensor"""
-    outs, given = _sizes(ctx, x, size, factors)
-    x = _poolable(ctx, x)
-    value = ctx.permuted(x, NHWC)
-    axes = []
-    for i, (out, factor) in enumerate(zip(outs, given, strict=True)):
-        have = value.shape[1 + i]
-        if align_corners and (out == 1 or have == 1):
-            value = sliced(ctx, value, 1 + i, 0, 1)
-            axes.append(_axis(ctx, 1, out, 1 if out == 1 else out, 1, 0))
-        elif align_corners:
-            axes.append(_axis(ctx, have, out, out - 1, have - 1, 0))
-        else:
-            ratio = _ratio(have, out, factor)
-            axes.append(_axis(ctx, have, out, 2 * ratio.numerator, 2 * ratio.denominator, ratio.denominator - ratio.numerator))
-    return _resize(ctx, x, value, axes, ops.ResizeMode.BILINEAR)
+def _taps(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Source positions and weights of each row, [out, taps]; rows with fewer have weights of 0."""
+    count = int((matrix != 0).sum(1).max())
+    order = np.argsort(matrix == 0, axis=1, kind="stable")[:, :count]
+    return order, np.take_along_axis(matrix, order, 1)
 
 
-@lower(aten.upsample_nearest2d.vec)
-def upsample_nearest2d(ctx: Context, x: Operand, size: list[int] | None, factors: list[float] | None) -> Operand:
-    """upsample_nearest2d.vec(Tensor input, SymInt[]? output_size, float[]? scale_factors) -> Tensor
+def interpolated(ctx: Context, x: Operand, matrices: Sequence[np.ndarray]) -> Operand:
+    """`x` [N, C, *spatial] with a matrix [out, in] applied along each spatial axis.
 
-    RESIZE rounds to the nearest; an offset of half a source step makes a floor of it, which is PyTorch's "nearest".
+    Integers are int32 of 22 bits there (an int32 operand keeps what it has) and weights have 24 fractional bits. The sum of
+    a row's weights is below 2^s: where an operand is wide, s bits are dropped, so that results stay below 2^30 as it does.
     """
-    outs, given = _sizes(ctx, x, size, factors)
-    if x.quant is not None and not ctx.is_narrow(x) and (ctx.want is None or ctx.want.dtype is DType.INT32):
-        return _repeated(ctx, x, outs, given)
-    x = _poolable(ctx, x)
-    axes = []
-    for have, out, factor in zip(x.shape[2:], outs, given, strict=True):
-        ratio = _ratio(have, out, factor)
-        axes.append(_axis(ctx, have, out, 2 * ratio.numerator, 2 * ratio.denominator, -ratio.numerator))
-    return _resize(ctx, x, ctx.permuted(x, NHWC), axes, ops.ResizeMode.NEAREST)
+    x = ctx.resolve_clamp(ctx.uniform(x)) if x.quant is not None else ctx.floats(x)[0]
+    repeats = [_repeat(matrix) for matrix in matrices]
+    if all(repeats):
+        return _repeated(ctx, x, repeats)
+    for i, matrix in enumerate(matrices):
+        if matrix.shape[0] != matrix.shape[1] or not np.array_equal(matrix, np.eye(len(matrix))):
+            x = _along(ctx, x, 2 + i, *_taps(matrix))
+    return x
 
 
-def _repeated(ctx: Context, x: Operand, outs: list[int], factors: list[float | None]) -> Operand:
-    """Nearest neighbours of an int32 value, which RESIZE does not take: TILE for whole ratios, else one GATHER for each axis."""
-    x = ctx.resolve_clamp(ctx.uniform(x))
-    value = ctx.permuted(x, NHWC)
-    n, h, w, c = value.shape
-    oh, ow = outs
-    if oh % h == 0 and ow % w == 0 and all(f is None or f == o / d for f, o, d in zip(factors, outs, (h, w), strict=True)):
-        value = ctx.emit(ops.Tile((1, 1, oh // h, 1, ow // w, 1)), ctx.reshape(value, (n, h, 1, w, 1, c)))
-        return Operand(ctx.reshape(value, (n, oh, ow, c)), quant=x.quant, perm=NCHW)
-    value = _gathered(ctx, ctx.reshape(value, (n, h, w * c)), oh, factors[0])
-    value = _gathered(ctx, ctx.reshape(value, (n * oh, w, c)), ow, factors[1])
-    return Operand(ctx.reshape(value, (n, oh, ow, c)), quant=x.quant, perm=NCHW)
+def _repeat(matrix: np.ndarray) -> int:
+    """How often each element stands in the result, in order; 0 if that is not what the matrix does."""
+    times = matrix.shape[0] // matrix.shape[1]
+    return times if np.array_equal(matrix, np.repeat(np.eye(matrix.shape[1]), times, 0)) else 0
 
 
-def _gathered(ctx: Context, value: Value, out: int, factor: float | None) -> Value:
-    """[N, K, C] -> [N, out, C], source row floor(i / ratio)."""
-    batch, size, _ = value.shape
-    ratio = _ratio(size, out, factor)
-    rows = [min(size - 1, i * ratio.denominator // ratio.numerator) for i in range(out)]
-    return ctx.emit(ops.Gather(), value, ctx.i32(np.tile(rows, (batch, 1))))
+def _repeated(ctx: Context, x: Operand, times: Sequence[int]) -> Operand:
+    """Nearest neighbours in whole ratios: one TILE for two axes, as there are six dimensions at most."""
+    spatial = len(times)
+    value = ctx.permuted(x, LAST[spatial])
+    n, *sizes, c = value.shape
+    outs = [size * t for size, t in zip(sizes, times, strict=True)]
+    while sizes:
+        left, right = sizes[:2], times[spatial - len(sizes) :][:2]
+        rest = math.prod(sizes[2:]) * c
+        shape = [n, *(d for size in left for d in (size, 1)), rest]
+        if max(right) > 1:
+            value = ctx.emit(ops.Tile((1, *(m for t in right for m in (1, t)), 1)), ctx.reshape(value, shape))
+        n, sizes = n * math.prod(a * b for a, b in zip(left, right, strict=True)), sizes[2:]
+    return replace(x, value=ctx.reshape(value, (x.shape[0], *outs, c)), perm=FIRST[spatial], view=None)
 
 
-@lower(aten.upsample_nearest1d.vec)
-def upsample_nearest1d(ctx: Context, x: Operand, size: list[int] | None, factors: list[float] | None) -> Operand:
-    """upsample_nearest1d.vec(Tensor input, SymInt[]? output_size, float[]? scale_factors) -> Tensor"""
-    return through_images(ctx, upsample_nearest2d, x, -2, *_with_height(size, factors))
+def _along(ctx: Context, x: Operand, axis: int, index: np.ndarray, weights: np.ndarray) -> Operand:
+    """One axis, brought to the front: [N, in, rest] -> GATHER [N, out * taps, rest] -> sum over the taps."""
+    rank, (out, taps) = len(x.shape), index.shape
+    perm = (0, axis, *(i for i in range(2, rank) if i != axis), 1)
+    value = ctx.permuted(x, perm)
+    n, size, *rest = value.shape
+    value = ctx.reshape(value, (n, size, math.prod(rest)))
+    value = ctx.emit(ops.Gather(), value, ctx.i32(np.tile(index.reshape(1, -1), (n, 1))))
+    x = replace(x, value=value, perm=None, view=None)
+    if taps > 1 or (weights != 1).any():
+        x = _weighted(ctx, replace(x, value=ctx.reshape(value, (n, out, taps, math.prod(rest)))), weights)
+    assert x.value is not None
+    return replace(x, value=ctx.reshape(x.value, (n, out, *rest)), perm=inverse(perm))
 
 
-@lower(aten.upsample_linear1d.vec)
-def upsample_linear1d(ctx: Context, x: Operand, size: list[int] | None, align_corners: bool, factors: list[float] | None) -> Operand:
-    """upsample_linear1d.vec(Tensor input, SymInt[]? output_size, bool align_corners, float[]? scale_factors) -> Tensor"""
-    sizes, scales = _with_height(size, factors)
-    return through_images(ctx, upsample_bilinear2d, x, -2, sizes, align_corners, scales)
+def _weighted(ctx: Context, x: Operand, weights: np.ndarray) -> Operand:
+    """[N, out, taps, rest] times the weights [out, taps], summed over the taps."""
+    factors = weights.reshape(1, *weights.shape, 1)
+    value = x.value
+    assert value is not None
+    if x.quant is None:
+        return replace(x, value=ctx.emit(ops.ReduceSum(2), ctx.emit(ops.Mul(), value, ctx.real(factors, value))))
+    if x.quant.dtype is not DType.INT32:
+        x = ctx.to_i32(x, float(x.quant.scales) / 2.0 ** (_BITS - ctx.magnitude_bits(x)))
+        x = replace(x, bits=_BITS)
+    grows = math.ceil(math.log2(np.abs(weights).sum(1).max()) - 1e-9)
+    drop = grows if x.bits is None else 0
+    stored = ctx.i32(np.rint(factors * 2.0 ** (_WEIGHT_BITS - drop)))
+    total = ctx.emit(ops.ReduceSum(2), ctx.emit(ops.Mul(_WEIGHT_BITS), x.value, stored))  # type: ignore[arg-type]
+    assert x.quant is not None
+    scale = float(x.quant.scales) * 2.0**drop
+    return replace(x, value=total, quant=Quant(scale, 0, DType.INT32), bits=None if x.bits is None else x.bits + grows + 1)
 
 
-def _with_height(size: list[int] | None, factors: list[float] | None) -> tuple[list[int] | None, list[float] | None]:
-    """Arguments of an interpolation along one axis, for images one pixel high."""
-    return None if size is None else [1, *size], None if factors is None else [1.0, *factors]
+def _interpolation(
+    ctx: Context, x: Operand, size: Sizes, factors: Factors, mode: ops.ResizeMode | None, run: Callable[..., torch.Tensor],
+    corners: bool = False, exact: bool = False,
+) -> Operand:  # fmt: skip
+    """By RESIZE where `mode` names one and it holds the ratios; images of one dimension are one pixel high there."""
+    spatial = len(x.shape) - 2
+    matrices = _matrices(x.shape[2:], size, factors, run)
+    wide = x.quant is not None and not ctx.is_narrow(x) and (ctx.want is None or ctx.want.dtype is DType.INT32)
+    axes = None if mode is None or wide or spatial > 2 else _axes(ctx, matrices, factors, mode, corners, exact)
+    if axes is None:
+        return interpolated(ctx, x if wide else poolable(ctx, x), matrices)
+    x = poolable(ctx, x)
+    if spatial == 1:
+        return squeeze(ctx, reshapable(ctx, _resize(ctx, unsqueeze(ctx, x, -2), [(1, 1, 0, 0), *axes], mode)), -2)  # type: ignore[arg-type]
+    return _resize(ctx, x, axes, mode)  # type: ignore[arg-type]
+
+
+def _given(x: Operand, size: list[int], scales: Sequence[float | None]) -> tuple[Sizes, Factors]:
+    """The scales where they are known and make this size, else the size: positions are computed from what was given."""
+    known = [s for s in scales if s is not None]
+    if len(known) == len(size) and all(math.floor(n * s) == out for n, s, out in zip(x.shape[2:], known, size, strict=True)):
+        return None, known
+    return size, None
+
+
+def _with_corners(packet: torch._ops.OpOverloadPacket, mode: ops.ResizeMode | None, *, both: bool) -> None:
+    """Register an interpolation that has align_corners: the form of `interpolate`, and the other where torch.export keeps it."""
+
+    def vec(ctx: Context, x: Operand, size: Sizes, align_corners: bool, factors: Factors) -> Operand:
+        """upsample_*.vec(Tensor input, SymInt[]? output_size, bool align_corners, float[]? scale_factors) -> Tensor"""
+        return _interpolation(ctx, x, size, factors, mode, lambda t, s, f: packet.vec(t, s, align_corners, f), align_corners)
+
+    def default(ctx: Context, x: Operand, size: list[int], align_corners: bool, *scales: float | None) -> Operand:
+        """upsample_*(Tensor self, SymInt[] output_size, bool align_corners, float? scales=None, ..) -> Tensor"""
+        return vec(ctx, x, _given(x, size, scales)[0], align_corners, _given(x, size, scales)[1])
+
+    lower(packet.vec)(vec)
+    if both:
+        lower(packet.default)(default)
+
+
+def _nearest(packet: torch._ops.OpOverloadPacket, exact: bool) -> None:
+    """Register both forms of a choice of nearest neighbours."""
+
+    def vec(ctx: Context, x: Operand, size: Sizes, factors: Factors) -> Operand:
+        """upsample_nearest*.vec(Tensor input, SymInt[]? output_size, float[]? scale_factors) -> Tensor
+
+        RESIZE rounds to the nearest; an offset of half a source step makes a floor of it, which is PyTorch's "nearest".
+        """
+        return _interpolation(ctx, x, size, factors, ops.ResizeMode.NEAREST, packet.vec, exact=exact)
+
+    def default(ctx: Context, x: Operand, size: list[int], *scales: float | None) -> Operand:
+        """upsample_nearest*(Tensor self, SymInt[] output_size, float? scales=None, ..) -> Tensor"""
+        return vec(ctx, x, *_given(x, size, scales))
+
+    lower(packet.vec)(vec)
+    lower(packet.default)(default)
+
+
+def _antialiased(packet: torch._ops.OpOverloadPacket) -> None:
+    def lowered(ctx: Context, x: Operand, size: list[int], align_corners: bool, *scales: float | None) -> Operand:
+        """_upsample_*2d_aa(Tensor self, SymInt[2] output_size, bool align_corners, float? scales_h=None, float? scales_w=None) -> Tensor"""
+        factors = scales or (None, None)
+        return _interpolation(ctx, x, size, factors, None, lambda t, s, f: packet.default(t, s, align_corners, *f))
+
+    lower(packet.default)(lowered)
+
+
+_with_corners(aten.upsample_linear1d, ops.ResizeMode.BILINEAR, both=True)
+_with_corners(aten.upsample_bilinear2d, ops.ResizeMode.BILINEAR, both=False)
+_with_corners(aten.upsample_trilinear3d, None, both=True)
+_with_corners(aten.upsample_bicubic2d, None, both=False)
+_nearest(aten.upsample_nearest1d, exact=False)
+_nearest(aten.upsample_nearest2d, exact=False)
+_nearest(aten.upsample_nearest3d, exact=False)
+_nearest(aten._upsample_nearest_exact1d, exact=True)
+_nearest(aten._upsample_nearest_exact2d, exact=True)
+_nearest(aten._upsample_nearest_exact3d, exact=True)
+_antialiased(aten._upsample_bilinear2d_aa)
+_antialiased(aten._upsample_bicubic2d_aa)

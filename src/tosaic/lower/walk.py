@@ -21,6 +21,9 @@ from torchao.quantization.pt2e import quantize_pt2e as _registers_quantized_deco
 
 from tosaic.errors import GraphError, UnsupportedError, is_library
 from tosaic.lower.context import NCHW, NHWC, Context
+from tosaic.lower.halves import brought, finished, float_type, rounds_once
+from tosaic.lower.ledger import LedgerRow, entry
+from tosaic.lower.limits import check_limits
 from tosaic.lower.operand import Operand, Quant
 from tosaic.lower.registry import LOWERINGS
 from tosaic.tosa import ops
@@ -50,17 +53,6 @@ class Port:
     scale: float | None = None
     zero_point: int | None = None
     layout: str = "model"
-
-
-@dataclass(frozen=True)
-class LedgerRow:
-    """How one operator of the model was compiled."""
-
-    name: str
-    aten: str
-    precision: str
-    reason: str
-    location: str
 
 
 @dataclass
@@ -101,8 +93,9 @@ def check_operators(module: torch.fx.GraphModule) -> None:
     """Refuse operators that have no lowering, all at once, before calibration or training spends time on them.
 
     Raises:
-        UnsupportedError: lists them with their places in the model.
+        UnsupportedError: lists them with their places in the model; or a tensor has no elements.
     """
+    check_limits(module, location_of)
     constant: set[Node] = set()
     failures: list[tuple[str, str]] = []
     for node in module.graph.nodes:
@@ -128,13 +121,14 @@ class _Walk:
         self.ledger: list[LedgerRow] = []
 
     def run(self) -> Lowered:
+        check_limits(self.module, location_of, self.spec.level)
         outputs: list[Port] = []
         values: list[Value] = []
         for node in self.module.graph.nodes:
             if node.op == "placeholder":
                 self.results[node] = self._input(node)
             elif node.op == "get_attr":
-                self.results[node] = Operand(array=self._tensor(node).detach().cpu().numpy())
+                self.results[node] = Operand(array=_array(self._tensor(node)))
             elif node.op == "output":
                 if not self.failures:
                     for leaf, name in zip(pytree.tree_leaves(node.args[0]), self.output_names, strict=True):
@@ -176,6 +170,10 @@ class _Walk:
         if not isinstance(leaf, Node | bool | int | float):
             raise UnsupportedError(f"output '{name}' is not a tensor but {type(leaf).__name__}", remedy="return tensors only")
         x = self.results[leaf] if isinstance(leaf, Node) else Operand(array=np.array(leaf))
+        if x.is_real_const and x.array.dtype.kind not in "biu" and not self.spec.holds("FP"):
+            # a constant that no operator reads has no scale yet: 24 significant bits, as any value between operators
+            largest = float(np.abs(x.reals()).max(initial=0.0)) or 1.0
+            x = self.ctx.requantize(x, Quant(largest / (2.0**23 - 1), 0, DType.INT32))
         with self.builder.at(name):
             x = self.ctx.store(self.ctx.resolve_clamp(self.ctx.uniform(x)))
             nhwc = self.io_layout == "nhwc" and len(x.shape) == 4
@@ -215,21 +213,32 @@ class _Walk:
             raise GraphError(f"{node.target}: {error.what}", where=str(location)) from error
 
     def _lower(self, node: Node, function: Any, location: Location) -> None:
-        self.ctx.want, self.ctx.location = self._want(node), location
+        self.ctx.want, self.ctx.location, self.ctx.floating = self._want(node), location, _floating(node)
+        floating = self.ctx.floating
         first = len(self.builder.graph.nodes)
         with self.builder.at(node.name, location):
             args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: self.results[n])
-            self.results[node] = function(self.ctx, *args, **kwargs)
+            self.results[node] = self._computed(node, function, args, kwargs)
         emitted = self.builder.graph.nodes[first:]
-        result = self.results[node]
-        main = result[0] if isinstance(result, tuple) else result
-        is_float = any(n.output.dtype.is_float for n in emitted) or (
-            main.quant is None and main.value is not None and main.value.dtype.is_float
-        )
-        stored = self.ctx.want or main.quant
-        precision = "fp32" if is_float else stored.dtype.name.lower() if stored else "index"
-        reason = self.reasons.get(node.name, "float") if is_float else "quantized"
-        self.ledger.append(LedgerRow(node.name, str(node.target), precision, reason, str(location)))
+        self.ledger.append(entry(node.name, location, self.results[node], emitted, self.ctx.want, floating, self.reasons.get(node.name)))
+
+    def _computed(self, node: Node, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a lowering function gives: in the operator's own float type where that rounds once, else in float32."""
+        ctx, expected = self.ctx, node.meta.get("val")
+        floats = isinstance(expected, torch.Tensor | list | tuple)
+
+        def compute() -> Any:
+            own_args, own_kwargs = brought(ctx, (args, kwargs), ctx.floating) if floats else (args, kwargs)
+            result = function(ctx, *own_args, **own_kwargs)
+            return finished(ctx, result, expected) if floats else result
+
+        start = self.builder.mark()
+        result = compute()
+        if rounds_once(self.builder.graph.nodes[start.nodes :]):
+            return result
+        self.builder.undo(start)
+        ctx.floating = DType.FP32
+        return compute()
 
     def _want(self, node: Node) -> Quant | None:
         """The quantization that the readers ask for: the widest, if several; None if one reads it in float."""
@@ -264,31 +273,46 @@ class _Walk:
 
     def _quantized_constant(self, node: Node, x: Operand) -> Operand:
         """A weight: quantized by PyTorch's own operator, so that it is what the fake-quantized model computes with."""
-        args = torch.fx.map_arg(node.args[1:], lambda n: torch.as_tensor(self.results[n].array))
-        return _constant(node.target(torch.as_tensor(x.array), *args), args, node.target is _q.quantize_per_channel.default)
+        args = torch.fx.map_arg(node.args[1:], lambda n: _tensor(self.results[n].array))
+        per_channel = node.target is _q.quantize_per_channel.default
+        return _constant(node.target(_tensor(x.array), *args), args, per_channel, self.spec.holds("int4"))
 
     def _dequantize(self, node: Node) -> Operand:
         """The operand itself; a constant that is stored quantized (convert_pt2e folds weights) gets its scales here."""
         x = self.results[node.args[0]]
-        if not x.is_real_const or x.array.dtype.kind == "f":
+        if not x.is_real_const or x.array.dtype.kind not in "biu":
             return x
-        args = torch.fx.map_arg(node.args[1:], lambda n: torch.as_tensor(self.results[n].array))
-        return _constant(torch.as_tensor(x.array), args, node.target is _q.dequantize_per_channel.default)
+        args = torch.fx.map_arg(node.args[1:], lambda n: _tensor(self.results[n].array))
+        return _constant(_tensor(x.array), args, node.target is _q.dequantize_per_channel.default, self.spec.holds("int4"))
 
     def _fold(self, node: Node) -> Operand | tuple[Operand, ...] | None:
         """Run an operator whose tensors are all constants."""
         operands = [self.results[n] for n in node.all_input_nodes]
         if not all(isinstance(x, Operand) and x.is_real_const for x in operands):
             return None
-        args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: torch.as_tensor(self.results[n].array))
+        args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: _tensor(self.results[n].array))
         result = node.target(*args, **kwargs)
         if isinstance(result, tuple | list):
-            return tuple(Operand(array=t.numpy()) for t in result)
-        return Operand(array=result.numpy())
+            return tuple(Operand(array=_array(t)) for t in result)
+        return Operand(array=_array(result))
 
 
-def _constant(stored: torch.Tensor, args: tuple[Any, ...], per_channel: bool) -> Operand:
-    """A tensor that is stored quantized; `args` are those of its (de)quantize operator after the tensor."""
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    tensor = tensor.detach().cpu()
+    if tensor.dtype is torch.bfloat16:  # numpy has no such type; ml_dtypes does
+        return tensor.contiguous().view(torch.int16).numpy().view(DType.BF16.numpy)
+    return tensor.numpy()
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    return torch.as_tensor(array.view(np.int16)).view(torch.bfloat16) if array.dtype == DType.BF16.numpy else torch.as_tensor(array)
+
+
+def _constant(stored: torch.Tensor, args: tuple[Any, ...], per_channel: bool, int4: bool) -> Operand:
+    """A tensor that is stored quantized; `args` are those of its (de)quantize operator after the tensor.
+
+    PyTorch has no 4-bit type: what its range confines to 4 bits is int4 where the specification has it.
+    """
     scale, zero_point = np.asarray(args[0], dtype=np.float64), np.asarray(args[1])
     shift = 128 if stored.dtype is torch.uint8 else 0
     if (zero_point - shift).any():
@@ -296,7 +320,9 @@ def _constant(stored: torch.Tensor, args: tuple[Any, ...], per_channel: bool) ->
         dequantize = _q.dequantize_per_channel.default if per_channel else _q.dequantize_per_tensor.default
         return Operand(array=dequantize(stored, *args).numpy())
     scales = tuple(scale.tolist()) if per_channel else float(scale)
-    quant = Quant(scales, 0, _DTYPES[stored.dtype])
+    low, high = args[3:5] if per_channel else args[2:4]
+    four_bits = int4 and DType.INT4.min <= low - shift and high - shift <= DType.INT4.max
+    quant = Quant(scales, 0, DType.INT4 if four_bits else _DTYPES[stored.dtype])
     return Operand(array=stored.numpy().astype(np.int64) - shift, quant=quant, axis=int(args[2]) if per_channel else None)
 
 
@@ -320,8 +346,13 @@ def _input_dtype(node: Node, example: torch.Tensor) -> DType:
         torch.int64: DType.INT32,
     }
     if example.dtype not in known:
-        raise UnsupportedError(f"input '{node.name}' has type {example.dtype}", remedy="use float32, int32, int64 or bool inputs")
+        remedy = "use float32, float16, bfloat16, int32, int64 or bool inputs"
+        raise UnsupportedError(f"input '{node.name}' has type {example.dtype}", remedy=remedy)
     return known[example.dtype]
+
+
+def _floating(node: Node) -> DType:
+    return float_type(node.meta.get("val"), [n.meta.get("val") for n in node.all_input_nodes])
 
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')

@@ -55,24 +55,29 @@ class Network:
         """Saturate the level graph; False when the sink is out of reach."""
         if levels[1] < 0:
             return False
-        rest = [iter(arcs) for arcs in self._arcs]
+        at = [0] * len(self._arcs)  # the first arc of each node that may still lead to the sink
         path: list[int] = []  # arcs from the source
         while True:
             tail = self._head[path[-1]] if path else 0
             if tail == 1:
-                flow = min(self._room[arc] for arc in path)
-                for arc in path:
-                    self._room[arc] -= flow
-                    self._room[arc ^ 1] += flow
-                path.clear()
-                rest = [iter(arcs) for arcs in self._arcs]
+                self._push(path)
                 continue
-            for arc in rest[tail]:
-                if self._room[arc] and levels[self._head[arc]] == levels[tail] + 1:
-                    path.append(arc)
-                    break
-            else:
-                if not path:
-                    return True
-                levels[tail] = -2
+            arcs, index = self._arcs[tail], at[tail]
+            while index < len(arcs) and not (self._room[arcs[index]] and levels[self._head[arcs[index]]] == levels[tail] + 1):
+                index += 1
+            at[tail] = index
+            if index < len(arcs):
+                path.append(arcs[index])
+            elif path:
                 path.pop()
+                at[self._head[path[-1]] if path else 0] += 1
+            else:
+                return True
+
+    def _push(self, path: list[int]) -> None:
+        """Send what `path` has room for, and step back to the tail of its first arc that is full then."""
+        flow = min(self._room[arc] for arc in path)
+        for arc in path:
+            self._room[arc] -= flow
+            self._room[arc ^ 1] += flow
+        del path[next(i for i, arc in enumerate(path) if not self._room[arc]) :]

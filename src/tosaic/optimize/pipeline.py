@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tosaic.optimize import movement, rescale, table, windows
+from tosaic.optimize import movement, rescale, sums, table, windows
 from tosaic.optimize.layout import choose_layouts
+from tosaic.optimize.limits import drop_idle_limits
 from tosaic.optimize.rewrite import Evaluate, rewrite
+from tosaic.optimize.shapes import fit_ranks
 from tosaic.optimize.simplify import fold_constants, merge_constants
 from tosaic.tosa.graph import Graph
 
-RULES = (*movement.RULES, *rescale.RULES, *table.RULES, *windows.RULES)
+RULES = (*movement.RULES, *rescale.RULES, *sums.RULES, *table.RULES, *windows.RULES)
 
 Pass = Callable[[Graph, Evaluate], Graph]
 
@@ -25,16 +27,28 @@ def one_constant(graph: Graph, evaluate: Evaluate) -> Graph:
     return merge_constants(graph)
 
 
+def limits(graph: Graph, evaluate: Evaluate) -> Graph:
+    """See `limits.drop_idle_limits`."""
+    return drop_idle_limits(graph)
+
+
 def layouts(graph: Graph, evaluate: Evaluate) -> Graph:
     """See `layout.choose_layouts`."""
     return choose_layouts(graph)
+
+
+def ranks(graph: Graph, evaluate: Evaluate) -> Graph:
+    """See `shapes.fit_ranks`."""
+    return fit_ranks(graph)
 
 
 PASSES: tuple[Pass, ...] = (
     fold_constants,  # first: what is constant has any layout, any shape and known bounds
     one_constant,  # before common subexpressions are sought, which compare operands by identity
     simplify,  # before layouts, so that pairs that cancel and TRANSPOSEs that are a RESHAPE do not count there
+    limits,  # after constants have their numbers
     layouts,  # brings operators together that a TRANSPOSE stood between; the next round of `simplify` joins them
+    ranks,  # after layouts, which turn some TRANSPOSEs into a RESHAPE
 )
 ROUNDS = 10
 

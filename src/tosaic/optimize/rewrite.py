@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tosaic.tosa import ops
-from tosaic.tosa.graph import Graph, Location, Node, Value
+from tosaic.tosa.graph import Bound, Graph, Location, Node, Value
 from tosaic.tosa.types import DType, TensorType
 
 Evaluate = Callable[[Graph, Sequence[np.ndarray]], list[np.ndarray]]
@@ -40,6 +40,14 @@ class Refusal:
 
 
 Rule = Callable[["Rewriter", Node], "Value | Refused | None"]
+
+
+def narrower(one: Bound | None, other: Bound | None) -> Bound | None:
+    """What two bounds say together."""
+    if one is None or other is None:
+        return one or other
+    low, high = max(one.low, other.low), min(one.high, other.high)
+    return one if (low, high) == one[:2] else other if (low, high) == other[:2] else Bound(low, high, f"{one.why}; {other.why}")
 
 
 def rule(*types: type[ops.Op]) -> Callable[[Rule], Rule]:
@@ -132,8 +140,10 @@ class Rewriter:
         return self._new.get(value, value)
 
     def replace(self, old: Value, new: Value) -> None:
-        """Let `new` stand for `old`, whose node goes."""
+        """Let `new`, which holds the same numbers, stand for `old`, whose node goes."""
         self._new[old] = new
+        if not new.is_const:
+            new.bound = narrower(new.bound, old.bound)
 
     def const(self, data: np.ndarray, dtype: DType, name: str) -> Value:
         """A new constant."""
@@ -182,7 +192,7 @@ class Rewriter:
             if value is None:
                 value = self._settle(self._updated(node))
             if value is not node.output:
-                self._new[node.output] = value
+                self.replace(node.output, value)
             if node.output in self._outputs:
                 self.claim(node.output, value, node.location)
         return self.finish()
@@ -213,7 +223,7 @@ class Rewriter:
             if node.output not in names and name in wanted:
                 name = self._unique(name)
             if name != node.output.name:
-                new[node.output] = Value(name, node.output.type)
+                new[node.output] = Value(name, node.output.type, bound=node.output.bound)
         for v in {v for n in nodes for v in n.inputs if v.is_const and v.name in wanted}:
             new[v] = Value(self._unique(v.name), v.type, v.data)
 

@@ -22,7 +22,10 @@ LIMIT = 32  # calibration samples that are used; their activations are held in m
 
 def _is_layer(node: Node) -> bool:
     rule = RULES.get(node.target)
-    return node.op == "call_function" and rule is not None and rule.weight is not None
+    if node.op != "call_function" or rule is None or rule.weight is None or not rule.inputs:  # an embedding has no bias
+        return False
+    bias = node.args[2] if len(node.args) > 2 else None
+    return bias is None or bias.op == "get_attr"
 
 
 def _means(node: Node, outputs: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -11,7 +11,8 @@ from torchao.quantization.pt2e.observer import ObserverBase
 
 from tosaic.errors import QuantizeError
 
-TINY = 2.0**-100  # stands for the scale of a value that is always zero; its reciprocal is finite in float32
+TINY = 2.0**-126  # stands for the scale of a value that is always zero; its reciprocal is finite in float32
+_ENDLESS = 1e37  # an attention mask (-inf, the least float) is no number to calibrate for: it saturates
 _PERCENTILE = 0.9999
 _OCTAVES = 32  # the histogram covers magnitudes from 2^-32 to 2^32
 _BINS = 2 * _OCTAVES * 128
@@ -51,6 +52,7 @@ class Observer(ObserverBase):
         once: only the first tensor counts (weights that do not change).
         percentile: calibrate to the 99.99th percentile of magnitudes instead of the extremes.
         fixed: (low, high), not observed.
+        depth: what lies further below the largest element is not counted (it saturates).
     """
 
     def __init__(
@@ -68,12 +70,13 @@ class Observer(ObserverBase):
         once: bool = False,
         percentile: bool = False,
         fixed: tuple[float, float] | None = None,
+        depth: float | None = None,
         label: str = "",
     ) -> None:
         super().__init__(dtype=dtype, is_dynamic=is_dynamic)
         self.quant_min, self.quant_max, self.qscheme, self.ch_axis = quant_min, quant_max, qscheme, ch_axis
         self.top, self.momentum, self.memoryless, self.percentile, self.label = top, momentum, memoryless, percentile, label
-        self.fixed, self.once = fixed, once
+        self.fixed, self.once, self.depth = fixed, once, depth
         self.eps = TINY
         self.low: torch.Tensor
         self.high: torch.Tensor
@@ -97,6 +100,12 @@ class Observer(ObserverBase):
             return x
         dims = [d for d in range(x.dim()) if d != self.ch_axis]
         low, high = (x.amin(dims), x.amax(dims)) if self.per_channel else torch.aminmax(x)
+        if not self.per_channel and float(low) <= -_ENDLESS and float(high) < torch.inf:
+            numbers = x[x > -_ENDLESS]
+            least, high = torch.aminmax(numbers) if numbers.numel() else (torch.zeros_like(low), torch.zeros_like(high))
+            low = least if self.depth is None else low
+        if self.depth is not None:
+            low = torch.maximum(low, high - self.depth)
         if not (torch.isfinite(low).all() and torch.isfinite(high).all()):
             raise QuantizeError(
                 f"'{self.label}' is not finite during calibration", remedy="check the calibration data and the model for NaN and overflow"
@@ -116,6 +125,7 @@ class Observer(ObserverBase):
         """Add |x| (a sample of it, if large) to a histogram over powers of two (1/128 octave a bin), so that it never needs a new range."""
         flat = x.detach().flatten()
         magnitude = flat[:: max(1, flat.numel() // _SAMPLE)].abs().float()
+        magnitude = magnitude[magnitude < _ENDLESS]
         position = ((torch.log2(magnitude.clamp(min=2.0**-_OCTAVES)) + _OCTAVES) * 128).long().clamp(0, _BINS - 1)
         counts = torch.bincount(position, minlength=_BINS)
         self._histogram = counts if self._histogram is None else self._histogram + counts

@@ -18,6 +18,7 @@ from tosaic.quantization.bias_correction import FloatMeans, correct_biases
 from tosaic.quantization.pt2e import convert, prepare
 from tosaic.quantization.quantizer import Chosen, TosaQuantizer
 from tosaic.quantization.schemes import Recipe
+from tosaic.quantization.streams import share_scales
 
 Inputs = tuple[Any, ...]
 
@@ -75,6 +76,7 @@ def quantize_captured(
         prepared = prepare(module, quantizer)
         layers = FloatMeans(prepared)
         record = calibrate(layers.sample, example_inputs, calibration, progress)
+        share_scales(prepared)
         converted = convert(prepared)
         if recipe.bias_correction:
             correct_biases(converted, layers.samples, layers.means())

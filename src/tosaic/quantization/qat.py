@@ -17,6 +17,7 @@ from tosaic.quantization.pt2e import convert, prepare
 from tosaic.quantization.ptq import Inputs, Quantized, calibrate
 from tosaic.quantization.quantizer import TosaQuantizer
 from tosaic.quantization.schemes import Recipe
+from tosaic.quantization.streams import share_scales
 
 
 class QatSession:
@@ -100,6 +101,7 @@ class QatSession:
             if not torch.isfinite(parameter).all():
                 raise QuantizeError(f"weight '{name}' is not finite after training", remedy="lower the learning rate")
         self._finish_training(self.model)
+        share_scales(self.model)
         converted = convert(self.model)
         input_names, output_names = self._names
         return Quantized(

@@ -6,6 +6,7 @@ A value that only multiply-accumulates read is at activation precision; one that
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 import operator
@@ -18,10 +19,13 @@ from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, Quantiza
 from tosaic.errors import InputError
 from tosaic.quantization.observers import FakeQuantize, Observer
 from tosaic.quantization.rules import RULES, Kind, Rule, aten
-from tosaic.quantization.schemes import INT32, PRECISIONS, Precision, Recipe, Scheme, matches
+from tosaic.quantization.schemes import INT8, INT16, INT32, PRECISIONS, SCHEMES, WEIGHT8, Precision, Recipe, Scheme, matches
 
 _KEY = "quantization_annotation"
-_NARROW = (Kind.MAC, Kind.TABLE, Kind.POOL, Kind.INDEX)
+_NARROW = (Kind.MAC, Kind.NARROW, Kind.POOL, Kind.INDEX)
+_SHARES = (Kind.MOVE, Kind.POOL)  # the result has the scale of the input
+_TABLE_DECIBELS = 36.0  # what 8 bits keep of rows without outliers
+_NO_NUMBER = (Kind.INDEX, Kind.COMPARE)  # the result is no real number
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,9 @@ class TosaQuantizer(Quantizer):
         """
         self._check_overrides(model)
         self._constant = _constants(model)
+        self._feature_maps = _feature_maps(model)
+        self._depths = _depths(model)
+        self._uneven = _uneven_tables(model)
         for node in model.graph.nodes:
             if node.op == "call_function" or self._is_simulated(node) or _is_dropout(node):
                 self.chosen[node.name] = self._choose(model, node)
@@ -118,12 +125,18 @@ class TosaQuantizer(Quantizer):
         value = node.meta.get("val")
         if rule is None:
             return Chosen(None, None, "no quantization rule")
-        if isinstance(value, torch.Tensor) and not value.is_floating_point() and rule.kind is not Kind.INDEX:
-            return Chosen(None, None, "integer arithmetic")
+        if isinstance(value, torch.Tensor) and not value.is_floating_point() and rule.kind not in _NO_NUMBER:
+            if not any(map(_is_float, node.all_input_nodes)):
+                return Chosen(None, None, "integer arithmetic")
+            rule = dataclasses.replace(rule, kind=Kind.COMPARE)  # a cast
         is_linear = node.target is aten.linear.default and _module_class(node) in ("Linear", "NonDynamicallyQuantizableLinear")
         scheme = self.recipe.scheme_of(module_path(node), aten_name(node), is_linear)
         if scheme.activation is None:
             return Chosen(rule, None, "override" if self.recipe.scope == "full" else f"outside scope {self.recipe.scope}")
+        if rule.kind in _SHARES and node.args[0] in self._constant:  # a constant has no scale to share: a table that indices read
+            rule = dataclasses.replace(rule, kind=Kind.JOIN, inputs=())
+        if rule.kind is Kind.UNARY:
+            rule = dataclasses.replace(rule, kind=Kind.NARROW if node in self._feature_maps else Kind.WIDE)
         return Chosen(rule, scheme, "rule")
 
     def _scheme(self, node: Node) -> Scheme | None:
@@ -145,19 +158,30 @@ class TosaQuantizer(Quantizer):
             return False
         producer = node.args[0]
         before = self._rule(producer) if isinstance(producer, Node) else None
-        natural = before is not None and before.natural and before.kind not in (Kind.MOVE, Kind.TABLE)
+        natural = before is not None and before.natural and before.kind not in (Kind.MOVE, Kind.NARROW)
         return natural and len(producer.users) == 1 and self._scheme(producer) == self._scheme(node)
+
+    def _flows_on(self, node: Node) -> bool:
+        """Whether a value needs no scale of its own: an accumulator that is divided."""
+        rule, users = self._rule(node), list(node.users)
+        if rule is None or len(users) != 1 or rule.kind is not Kind.MAC:
+            return False
+        (user,) = users
+        divided = user.target is aten.div.Tensor and user.args[0] is node and user.args[1] is not node
+        return divided and self._scheme(user) == self._scheme(node)
 
     def _demand(self, node: Node) -> set[str]:
         """What the readers of a value want: "narrow", "wide" or "float"."""
         wanted: set[str] = set()
         for user in node.users:
             rule = self._rule(user)
+            if user.target is operator.getitem and not _is_float(user):  # the indices beside sorted values
+                continue
             if user.op == "output":
                 wanted.add("narrow")
             elif rule is None or self._scheme(user) is None:
                 wanted.add("float")
-            elif user.target is operator.getitem or (rule.kind is Kind.MOVE and user.target is not aten.cat.default):
+            elif user.target is operator.getitem or rule.kind is Kind.MOVE:
                 wanted |= self._demand(user)
             else:
                 wanted.add("narrow" if rule.kind in _NARROW else "wide")
@@ -166,14 +190,14 @@ class TosaQuantizer(Quantizer):
     def _precision(self, node: Node) -> Precision | None:
         """Precision at which the value of a quantized operator is stored; None if it is not quantized there."""
         rule, scheme = self._rule(node), self._scheme(node)
-        if rule is None or scheme is None or rule.kind is Kind.INDEX:
+        if rule is None or scheme is None or rule.kind in _NO_NUMBER or self._flows_on(node):
             return None
         if any(user in self._fused for user in node.users) or any(self._is_simulated(user) for user in node.users):
             return None
         demand = self._demand(node)
         if "float" in demand:
             return None
-        wide = "wide" in demand and (rule.kind in (Kind.MAC, Kind.WIDE, Kind.CLAMP) or node.target is aten.cat.default)
+        wide = "wide" in demand and rule.kind in (Kind.MAC, Kind.WIDE, Kind.CLAMP, Kind.JOIN) and not rule.narrow_result
         return self._between(scheme) if wide else scheme.activation
 
     def _is_simulated(self, node: Node) -> bool:
@@ -185,6 +209,8 @@ class TosaQuantizer(Quantizer):
         if not isinstance(value, torch.Tensor) or not value.is_floating_point() or not node.users:
             return
         schemes = [s for u in node.users if (s := self._scheme(u)) is not None]
+        if not schemes and self.recipe.scope == "full" and SCHEMES[self.recipe.scheme].activation is not None:
+            schemes = [SCHEMES[self.recipe.scheme]]  # handed on as it is
         if "float" not in self._demand(node) and schemes:
             widest = max(schemes, key=lambda s: s.activation.dtype.bits)  # type: ignore[union-attr]
             node.meta[_KEY] = QuantizationAnnotation(output_qspec=self._activation(widest.activation, node.name), _annotated=True)
@@ -192,6 +218,8 @@ class TosaQuantizer(Quantizer):
     def _annotate_operator(self, node: Node) -> None:
         rule, scheme = self._rule(node), self._scheme(node)
         assert rule is not None and scheme is not None
+        if node.target is operator.getitem and not _is_float(node):
+            return
         if node.target is operator.getitem:
             share = SharedQuantizationSpec(node.args[0].args[0]) if self._stored(node.args[0].args[0]) else None
             node.meta[_KEY] = QuantizationAnnotation(output_qspec=share, _annotated=True)
@@ -202,7 +230,11 @@ class TosaQuantizer(Quantizer):
                 annotation.input_qspec_map[operand] = spec
         if rule.weight is not None:
             weight = node.args[rule.weight]
-            annotation.input_qspec_map[weight] = self._weight(node, scheme)
+            if spec := self._weight_spec(node, weight, rule, scheme):
+                annotation.input_qspec_map[weight] = spec
+        elif rule.kind is Kind.MAC:
+            for factor in self._constant_factors(node, rule):
+                annotation.input_qspec_map[factor] = self._activation(INT16 if scheme.activation is INT16 else WEIGHT8, factor.name)
         annotation.output_qspec = self._output_spec(node, rule, annotation)
         node.meta[_KEY] = annotation
 
@@ -221,7 +253,7 @@ class TosaQuantizer(Quantizer):
         if node.target is operator.getitem:
             return self._stored(node.args[0].args[0])
         rule = self._rule(node)
-        shares = rule is not None and rule.kind in (Kind.MOVE, Kind.POOL) and node.target is not aten.cat.default
+        shares = rule is not None and rule.kind in _SHARES
         if shares and self._scheme(node) is not None and "float" not in self._demand(node):
             inherited = self._stored(node.args[0])
             if rule.kind is Kind.MOVE and inherited is not None:  # type: ignore[union-attr]
@@ -229,7 +261,7 @@ class TosaQuantizer(Quantizer):
         return self._precision(node)
 
     def _input_spec(self, node: Node, operand: Node, rule: Rule, scheme: Scheme) -> QuantizationSpec | None:
-        if node in self._fused:
+        if node in self._fused or self._flows_on(operand):
             return None
         stored = self._stored(operand)
         if rule.kind in _NARROW:
@@ -240,7 +272,7 @@ class TosaQuantizer(Quantizer):
         precision = self._precision(node)
         if precision is None:
             return None
-        if rule.kind in (Kind.MOVE, Kind.POOL) and node.target is not aten.cat.default:
+        if rule.kind in _SHARES:
             source = node.args[0]
             return SharedQuantizationSpec((source, node) if source in annotation.input_qspec_map else source)
         first = self._first_of.get(node, node)
@@ -249,7 +281,10 @@ class TosaQuantizer(Quantizer):
     def _only_concatenated(self, node: Node) -> Node | None:
         """The concatenation that is a value's only reader, if both can have one scale: then it costs no requantization."""
         rule, users = self._rule(node), list(node.users)
-        if rule is None or rule.kind not in (Kind.MAC, Kind.WIDE, Kind.CLAMP) or len(users) != 1 or users[0].target is not aten.cat.default:
+        if rule is None or rule.kind not in (Kind.MAC, Kind.WIDE, Kind.CLAMP) or len(users) != 1:
+            return None
+        reader = self._rule(users[0])
+        if reader is None or reader.kind is not Kind.JOIN:
             return None
         precision = self._precision(node)
         narrow = precision is not None and precision is not INT32
@@ -263,6 +298,7 @@ class TosaQuantizer(Quantizer):
             "momentum": 0.01 if self.training and precision is not INT32 else 0.0,
             "percentile": percentile and not self.training,
             "fixed": fixed if precision is not INT32 else None,
+            "depth": self._depths.get(label),
             "label": label,
         }
         return QuantizationSpec(
@@ -273,9 +309,28 @@ class TosaQuantizer(Quantizer):
             observer_or_fake_quant_ctr=_constructor(self.training, **options),
         )
 
-    def _weight(self, node: Node, scheme: Scheme) -> QuantizationSpec:
+    def _is_computed(self, weight: Node) -> bool:
+        """A weight that the model computes (the simulated folding of a batch norm does not count)."""
+        return weight not in self._constant and weight.op != "call_module"
+
+    def _weight_spec(self, node: Node, weight: Node, rule: Rule, scheme: Scheme) -> QuantizationSpec | None:
+        if not rule.inputs and (scheme.activation is INT16 or node in self._uneven):  # a table of embeddings is an activation itself
+            return self._activation(INT16, weight.name)
+        return self._computed_weight(node, weight, scheme) if self._is_computed(weight) else self._weight(node, rule, scheme)
+
+    def _computed_weight(self, node: Node, weight: Node, scheme: Scheme) -> QuantizationSpec | None:
+        """Of a linear, which is a matrix product then: like its input. Convolutions of any input take int8."""
+        precision = scheme.activation if node.target is aten.linear.default else INT8
+        return None if self._stored(weight) == precision else self._activation(precision, weight.name)
+
+    def _constant_factors(self, node: Node, rule: Rule) -> list[Node]:
+        """Constants among the factors of a matrix product, which has no weights per channel."""
+        factors = [node.args[position] for position in rule.inputs]
+        return [n for n in dict.fromkeys(factors) if isinstance(n, Node) and n in self._constant and _is_float(n)]
+
+    def _weight(self, node: Node, rule: Rule, scheme: Scheme) -> QuantizationSpec:
         weight = scheme.weight
-        assert weight is not None
+        assert weight is not None and rule.weight is not None
         transposed = node.target is aten.convolution.default and node.args[6]
         return QuantizationSpec(
             dtype=weight.torch_dtype,
@@ -289,7 +344,7 @@ class TosaQuantizer(Quantizer):
                 memoryless=self.training,
                 once=not self.training,
                 ch_axis=1 if transposed else 0,
-                label=str(node.args[1]),
+                label=str(node.args[rule.weight]),
             ),
         )
 
@@ -304,6 +359,51 @@ def _constants(model: torch.fx.GraphModule) -> set[Node]:
     for node in model.graph.nodes:
         if node.op == "get_attr" or (node.op == "call_function" and found.issuperset(node.all_input_nodes)):
             found.add(node)
+    return found
+
+
+def _feature_maps(model: torch.fx.GraphModule) -> set[Node]:
+    """Values that have a convolution among the nearest MACs that they come from: too large for more than one TABLE."""
+    found: set[Node] = set()
+    for node in model.graph.nodes:
+        rule = RULES.get(node.target) if node.op == "call_function" else None
+        if rule is not None and rule.kind is Kind.MAC:
+            if node.target is aten.convolution.default:
+                found.add(node)
+        elif not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _depths(model: torch.fx.GraphModule) -> dict[str, float]:
+    """Values that nothing but a softmax reads, through sums with a mask and the like: how far below their largest element matters."""
+    found: dict[str, float] = {}
+    for node in reversed(model.graph.nodes):
+        depths = [_depth_of(user, found) for user in node.users]
+        if depths and None not in depths:
+            found[node.name] = max(depths)  # type: ignore[type-var, assignment]
+    return found
+
+
+def _depth_of(node: Node, found: dict[str, float]) -> float | None:
+    rule = RULES.get(node.target) if node.op == "call_function" else None
+    if rule is None or rule.depth is not None:
+        return rule.depth if rule else None
+    passes = rule.kind in (Kind.MOVE, Kind.JOIN) or node.target in (aten.add.Tensor, aten.sub.Tensor, aten.where.self)
+    return found.get(node.name) if passes else None
+
+
+def _uneven_tables(model: torch.fx.GraphModule) -> set[Node]:
+    """Embeddings whose rows have outliers that leave the rest of a row too few of 8 bits: they are int16."""
+    found: set[Node] = set()
+    for node in model.graph.nodes:
+        if node.target is aten.embedding.default and node.args[0].op == "get_attr":
+            table = functools.reduce(getattr, str(node.args[0].target).split("."), model).detach().float()
+            step = table.abs().amax(1, keepdim=True).clamp(min=1e-30) / 127
+            noise = (table - torch.round(table / step) * step).square().sum(0)
+            ratio = noise / table.square().sum(0).clamp(min=1e-30)  # of each column: outliers must not count for the others
+            if float(ratio.median()) > 10 ** (-_TABLE_DECIBELS / 10):
+                found.add(node)
     return found
 
 

@@ -31,7 +31,8 @@ class Precision:
     def torch_dtype(self) -> torch.dtype:
         import torch  # late: a recipe is checked before anyone waits for torch
 
-        return getattr(torch, self.dtype.name.lower())
+        # PT2E has no 4-bit type: such values lie in int8, and lowering knows them by their range
+        return getattr(torch, "int8" if self.dtype is DType.INT4 else self.dtype.name.lower())
 
 
 INT8 = Precision(DType.INT8, -128, 127, 127, symmetric=False)
@@ -39,6 +40,8 @@ INT16 = Precision(DType.INT16, -32768, 32767, 32767, symmetric=True)
 # 8 bits above the calibrated maximum are head-room for additions
 INT32 = Precision(DType.INT32, -(2**31), 2**31 - 1, 2 ** (WIDE_BITS - 1) - 1, symmetric=True)
 WEIGHT8 = Precision(DType.INT8, -127, 127, 127, symmetric=True)
+# without -8, so that a weight and its negative cost the same
+WEIGHT4 = Precision(DType.INT4, -7, 7, 7, symmetric=True)
 PRECISIONS = {"int8": INT8, "int16": INT16, "int32": INT32}
 
 
@@ -47,7 +50,7 @@ class Scheme:
     """A named combination of weight and activation precision.
 
     Attributes:
-        activation: of what enters a multiply-accumulate.
+        activation: of what enters a multiply-accumulate; None for the schemes that compute in float.
         requires: profile or extensions of the specification.
     """
 
@@ -60,8 +63,13 @@ class Scheme:
 SCHEMES = {
     "8a8w": Scheme("8a8w", INT8, WEIGHT8, ("INT",)),
     "16a8w": Scheme("16a8w", INT16, WEIGHT8, ("INT", "int16")),
+    "8a4w": Scheme("8a4w", INT8, WEIGHT4, ("INT", "int4")),
     "fp32": Scheme("fp32", None, None, ("FP",)),
+    "fp16": Scheme("fp16", None, None, ("FP",)),
+    "bf16": Scheme("bf16", None, None, ("FP", "bf16")),
 }
+FLOATS = ("fp32", "fp16", "bf16")
+_WHOLE = ("fp16", "bf16")  # a graph that quantizes computes its scales in float32
 SCOPES = ("full", "linear")
 
 
@@ -92,6 +100,9 @@ class Recipe:
         _known("observer", self.observer, ("minmax", "percentile"))
         for pattern, scheme in self.overrides.items():
             _known(f"scheme of override '{pattern}'", scheme, SCHEMES)
+            if scheme in _WHOLE or self.scheme in _WHOLE:
+                what = f"{scheme} for '{pattern}'" if scheme in _WHOLE else f"{self.scheme} with overrides"
+                raise InputError(f"{what}: fp16 and bf16 are for whole models", remedy="what is not quantized beside 8a8w or 16a8w is fp32")
 
     def scheme_of(self, module_path: str, aten: str, is_linear: bool) -> Scheme:
         """The scheme of one operator; the last override that matches wins."""
@@ -133,5 +144,7 @@ def matches(pattern: str, module_path: str, aten: str) -> bool:
 
 
 def _known(what: str, value: str, known: object) -> None:
+    if value == "16a4w" and known is SCHEMES:
+        raise InputError(f"{what} '16a4w': TOSA has 4-bit weights for int8 activations only", remedy="use 8a4w or 16a8w")
     if value not in known:  # type: ignore[operator]
         raise InputError(f"unknown {what} '{value}'", remedy=f"known are {', '.join(known)}")  # type: ignore[call-overload]

@@ -60,8 +60,7 @@ def macs(node: Node) -> int:
 def _smallest_spec(graph: Graph) -> Spec:
     """Profiles and extensions that the operators need; where either profile will do, the one that others need anyway."""
     needs = {node.op.requires(*(v.type for v in node.inputs)) for node in graph.nodes}
-    sure = {n for n in needs if "|" not in n}
-    sure |= {n.split("|")[0] for n in needs if "|" in n and not sure & set(n.split("|"))}
-    for extension, profile in (("int16", "INT"), ("int4", "INT"), ("bf16", "FP")):
-        sure |= {profile} if extension in sure else set()
-    return Spec(frozenset()).plus(*(sure or {PROFILES[0]}))
+    spec = Spec(frozenset()).plus(*(part for need in needs if "|" not in need for part in need.split("&")))
+    for need in needs:
+        spec = spec if spec.holds(need) else spec.plus(need.split("|")[0])
+    return spec if spec.profiles else spec.plus(PROFILES[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from tosaic.report.facts import ArtifactFacts, Report, score_table
@@ -31,12 +32,14 @@ def _artifact(artifact: ArtifactFacts) -> list[str]:
     checks = [
         [c.executor, {True: "equal", False: "DIFFERENT", None: "not run"}[c.agrees], f"{c.values:,}", c.detail] for c in artifact.checks
     ]
-    ledger = [[r["name"], r["aten"], r["precision"], r["reason"]] for r in passport["ledger"]]
+    ledger = [[r["name"], r["aten"], r["precision"], r["reason"], r["location"].partition(" | ")[2]] for r in passport["ledger"]]
+    counts = Counter(r["precision"] for r in passport["ledger"])
     return [
         f"{passport['spec']}, {artifact.size:,} bytes, SHA-256 `{passport['sha256']}`",
         _table(["", "name", "type", "shape", "scale", "zero point"], ports),
         _table(["executor", "stored values", "compared", "detail"], checks),
-        _table(["operator", "aten", "precision", "reason"], ledger),
+        "Operators of the model: " + ", ".join(f"{count} in {precision}" for precision, count in counts.most_common()),
+        _table(["operator", "aten", "precision", "reason", "where"], ledger),
     ]
 
 

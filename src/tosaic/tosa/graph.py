@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,16 +32,28 @@ class Location:
         return " | ".join(p for p in (self.aten, self.module, self.source) if p)
 
 
+class Bound(NamedTuple):
+    """low <= stored <= high, and how lowering knows."""
+
+    low: int
+    high: int
+    why: str = ""
+
+
 @dataclass(eq=False)
 class Value:
     """A tensor in the graph. `data` is set for constants only, and is never written to.
 
     Compared by identity; `name` is unique within a graph.
+
+    Attributes:
+        bound: of the stored integers, where lowering knows more than the operators say; see `ranges`.
     """
 
     name: str
     type: TensorType
     data: np.ndarray | None = None
+    bound: Bound | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -104,6 +117,14 @@ class Graph:
         return print_graph(self)
 
 
+@dataclass(frozen=True)
+class Mark:
+    """A place in what a Builder has built: its counts."""
+
+    nodes: int
+    constants: int
+
+
 class Builder:
     """Appends operators to a graph; each result is typed by the operator's own rule.
 
@@ -151,9 +172,10 @@ class Builder:
         Args:
             data: array of any type that holds the values exactly; it is copied to `dtype.numpy`.
         """
-        array = np.ascontiguousarray(np.asarray(data).astype(dtype.numpy)).reshape(np.shape(data))
-        if dtype.is_integer and array.size and (array.min() < dtype.min or array.max() > dtype.max):
-            raise GraphError(f"constant does not fit {dtype.value}: {array.min()}..{array.max()}")
+        given = np.asarray(data)
+        if dtype.is_integer and given.size and (given.min() < dtype.min or given.max() > dtype.max):
+            raise GraphError(f"constant does not fit {dtype.value}: {given.min()}..{given.max()}")
+        array = np.ascontiguousarray(given.astype(dtype.numpy)).reshape(np.shape(data))
         key = (dtype, array.shape, hashlib.sha256(array.tobytes()).digest())
         if key not in self._consts:
             array.flags.writeable = False
@@ -174,6 +196,18 @@ class Builder:
         value = Value(self._unique(name or self._prefix), result)
         self.graph.nodes.append(Node(op, inputs, value, self._location))
         return value
+
+    def mark(self) -> Mark:
+        """Where the graph is now, for `undo`."""
+        return Mark(len(self.graph.nodes), len(self._consts))
+
+    def undo(self, mark: Mark) -> None:
+        """Take back what was emitted since; its values must not be used any more."""
+        taken_back = [node.output for node in self.graph.nodes[mark.nodes :]]
+        del self.graph.nodes[mark.nodes :]
+        while len(self._consts) > mark.constants:
+            taken_back.append(self._consts.popitem()[1])
+        self._taken.difference_update(value.name for value in taken_back)
 
     def finish(self, outputs: Sequence[Value]) -> Graph:
         """Set the outputs and return the graph."""
@@ -225,7 +259,7 @@ def verify(graph: Graph, spec: Spec | None = None) -> None:
 class _Problem:
     what: str
     where: str
-    needs: str | None  # a profile or extension; None: a level
+    needs: tuple[str, ...]  # profiles and extensions; none: a level
 
 
 def _beyond(node: Node, spec: Spec, where: str) -> _Problem | None:
@@ -233,9 +267,11 @@ def _beyond(node: Node, spec: Spec, where: str) -> _Problem | None:
     types = [v.type for v in node.inputs]
     requirement = node.op.requires(*types)
     if not spec.holds(requirement):
-        return _Problem(f"{node.op.NAME}({', '.join(map(str, types))}) needs {requirement}", where, requirement.split("|")[0])
+        first = requirement.split("|")[0].split("&")
+        needs = " and ".join(first) if len(first) > 1 else requirement
+        return _Problem(f"{node.op.NAME}({', '.join(map(str, types))}) needs {needs}", where, tuple(n for n in first if not spec.holds(n)))
     if excess := node.op.exceeds(spec.level, *types, node.output.type):
-        return _Problem(f"{node.op.NAME}: {excess}, beyond level {spec.level.name}", where, None)
+        return _Problem(f"{node.op.NAME}: {excess}, beyond level {spec.level.name}", where, ())
     return None
 
 
@@ -245,8 +281,8 @@ def _spec_error(problems: list[_Problem], spec: Spec) -> SpecError:
     for problem in problems:
         places.setdefault(problem.where, problem)
     lines = "\n".join(f"  {p.what}\n    at: {p.where}" for p in places.values())
-    needs = {p.needs for p in problems if p.needs}
+    needs = {n for p in problems for n in p.needs}
     wider = [f"use --spec {spec.plus(*needs)}"] if needs else []
-    wider += ["use level none (+none) if the device allows it"] if any(p.needs is None for p in problems) else []
+    wider += ["use level none (+none) if the device allows it"] if any(not p.needs for p in problems) else []
     count = f"{len(places)} operator{'s' if len(places) > 1 else ''}"
     return SpecError(f"{spec} cannot hold {count} of the model:\n{lines}", remedy="; ".join(wider))

@@ -18,15 +18,21 @@ from tosaic.tosa.types import DType, TensorType
 
 B, I4, I8, I16, I32, I48 = DType.BOOL, DType.INT4, DType.INT8, DType.INT16, DType.INT32, DType.INT48
 F16, BF16, F32 = DType.FP16, DType.BF16, DType.FP32
+E4M3, E5M2 = DType.FP8E4M3, DType.FP8E5M2
 
 # Support tables: type of the first data operand -> profile or extension that it needs.
 FLOATS = {F16: "FP", BF16: "bf16", F32: "FP"}
+FP8 = {E4M3: "fp8e4m3", E5M2: "fp8e5m2"}
 INTS = {I8: "INT", I16: "INT", I32: "INT"}
 BOOLS = {B: "INT|FP"}
 DATA = BOOLS | INTS | FLOATS
+MOVEMENT = DATA | FP8
 ARITHMETIC = {I32: "INT|FP"} | FLOATS
-MACS = {I8: "INT", I16: "int16"} | FLOATS
-ACCUMULATOR = {I8: I32, I16: I48, F16: F16, BF16: BF16, F32: F32}
+NARROW = {I8: "INT", I16: "int16"} | FLOATS
+MACS = NARROW | FP8
+SHIFTS = {I8: "INT|FP", I16: "INT|FP", I32: "INT|FP"}
+STORED = SHIFTS | BOOLS | FLOATS | FP8 | {I4: "int4", I48: "int16"}
+ACCUMULATOR = {I8: I32, I16: I48, E4M3: F16, E5M2: F16, F16: F16, BF16: BF16, F32: F32}
 
 
 class Rounding(enum.Enum):
@@ -76,8 +82,9 @@ class Op:
         for t in types:
             if t.rank > level.max_rank:
                 return f"rank {t.rank} of {t} is over {level.max_rank}"
-            if t.size >= 1 << level.max_log2_size:
-                return f"size of {t} is not below 2^{level.max_log2_size}"
+            # specification section 1.9.1: in bytes, elements below 8 bits counting as one
+            if t.size * max(t.dtype.bits, 8) // 8 >= 1 << level.max_log2_size:
+                return f"size of {t} is not below 2^{level.max_log2_size} bytes"
         return None
 
     def error(self, message: str) -> GraphError:
@@ -122,7 +129,7 @@ def _sliding(op: Op, size: int, kernel: int, stride: int, before: int, after: in
 @dataclass(frozen=True)
 class ArgMax(Op):
     NAME = "ARGMAX"
-    SUPPORT = {I8: "INT", I16: "int16"} | FLOATS
+    SUPPORT = MACS
     axis: int
 
     def rule(self, x: TensorType) -> TensorType:
@@ -304,7 +311,7 @@ class MatMul(Op):
 @dataclass(frozen=True)
 class Clamp(Op):
     NAME = "CLAMP"
-    SUPPORT = {I8: "INT", I16: "int16"} | FLOATS
+    SUPPORT = NARROW
     min: int | float
     max: int | float
 
@@ -427,7 +434,7 @@ Abs = _elementwise(Op, "ABS", "Abs", {I32: "INT"} | FLOATS)
 BitwiseNot = _elementwise(Op, "BITWISE_NOT", "BitwiseNot", INTS)
 Clz = _elementwise(Op, "CLZ", "Clz", {I32: "INT"})
 LogicalNot = _elementwise(Op, "LOGICAL_NOT", "LogicalNot", BOOLS)
-Identity = _elementwise(Op, "IDENTITY", "Identity", DATA)
+Identity = _elementwise(Op, "IDENTITY", "Identity", STORED)
 Add = _elementwise(_Binary, "ADD", "Add", ARITHMETIC)
 Sub = _elementwise(_Binary, "SUB", "Sub", ARITHMETIC)
 Maximum = _elementwise(_Binary, "MAXIMUM", "Maximum", {I32: "INT"} | FLOATS)
@@ -440,8 +447,8 @@ BitwiseXor = _elementwise(_Binary, "BITWISE_XOR", "BitwiseXor", INTS)
 LogicalAnd = _elementwise(_Binary, "LOGICAL_AND", "LogicalAnd", BOOLS)
 LogicalOr = _elementwise(_Binary, "LOGICAL_OR", "LogicalOr", BOOLS)
 LogicalXor = _elementwise(_Binary, "LOGICAL_XOR", "LogicalXor", BOOLS)
-LogicalLeftShift = _elementwise(_Binary, "LOGICAL_LEFT_SHIFT", "LogicalLeftShift", INTS)
-LogicalRightShift = _elementwise(_Binary, "LOGICAL_RIGHT_SHIFT", "LogicalRightShift", INTS)
+LogicalLeftShift = _elementwise(_Binary, "LOGICAL_LEFT_SHIFT", "LogicalLeftShift", SHIFTS)
+LogicalRightShift = _elementwise(_Binary, "LOGICAL_RIGHT_SHIFT", "LogicalRightShift", SHIFTS)
 Equal = _elementwise(_Compare, "EQUAL", "Equal", _Compare.SUPPORT)
 Greater = _elementwise(_Compare, "GREATER", "Greater", _Compare.SUPPORT)
 GreaterEqual = _elementwise(_Compare, "GREATER_EQUAL", "GreaterEqual", _Compare.SUPPORT)
@@ -502,7 +509,7 @@ class ReduceSum(_Reduce):
 class Concat(Op):
     NAME = "CONCAT"
     ARITY = None
-    SUPPORT = BOOLS | {I8: "INT", I16: "int16", I32: "INT"} | FLOATS
+    SUPPORT = MOVEMENT | {I16: "int16"}
     axis: int
 
     def rule(self, *types: TensorType) -> TensorType:
@@ -526,6 +533,7 @@ class Pad(Op):
     """`padding` is (before, after) for each dimension in turn; `value` is the stored (quantized) value."""
 
     NAME = "PAD"
+    SUPPORT = MOVEMENT
     padding: tuple[int, ...]
     value: int | float = 0
 
@@ -537,6 +545,7 @@ class Pad(Op):
 @dataclass(frozen=True)
 class Reshape(Op):
     NAME = "RESHAPE"
+    SUPPORT = MOVEMENT
     shape: tuple[int, ...]
 
     def rule(self, x: TensorType) -> TensorType:
@@ -547,6 +556,7 @@ class Reshape(Op):
 @dataclass(frozen=True)
 class Reverse(Op):
     NAME = "REVERSE"
+    SUPPORT = MOVEMENT
     axis: int
 
     def rule(self, x: TensorType) -> TensorType:
@@ -557,6 +567,7 @@ class Reverse(Op):
 @dataclass(frozen=True)
 class Slice(Op):
     NAME = "SLICE"
+    SUPPORT = MOVEMENT
     start: tuple[int, ...]
     size: tuple[int, ...]
 
@@ -571,6 +582,7 @@ class Slice(Op):
 @dataclass(frozen=True)
 class Tile(Op):
     NAME = "TILE"
+    SUPPORT = MOVEMENT
     multiples: tuple[int, ...]
 
     def rule(self, x: TensorType) -> TensorType:
@@ -583,6 +595,7 @@ class Transpose(Op):
     """Result dimension i is input dimension perms[i]."""
 
     NAME = "TRANSPOSE"
+    SUPPORT = MOVEMENT
     perms: tuple[int, ...]
 
     def rule(self, x: TensorType) -> TensorType:
@@ -599,7 +612,7 @@ class Gather(Op):
 
     NAME = "GATHER"
     ARITY = 2
-    SUPPORT = INTS | FLOATS
+    SUPPORT = INTS | FLOATS | FP8
 
     def rule(self, values: TensorType, indices: TensorType) -> TensorType:
         fits = values.rank == 3 and indices.rank == 2 and values.shape[0] == indices.shape[0]
@@ -613,7 +626,7 @@ class Scatter(Op):
 
     NAME = "SCATTER"
     ARITY = 3
-    SUPPORT = INTS | FLOATS
+    SUPPORT = INTS | FLOATS | FP8
 
     def rule(self, values: TensorType, indices: TensorType, x: TensorType) -> TensorType:
         _same_dtype(self, values, x)
@@ -632,7 +645,7 @@ class Resize(Op):
     """
 
     NAME = "RESIZE"
-    SUPPORT = MACS
+    SUPPORT = NARROW
     scale: tuple[int, int, int, int]
     offset: tuple[int, int]
     border: tuple[int, int]
@@ -667,19 +680,23 @@ class Cast(Op):
     """Float to integer rounds to nearest even and saturates; integer to narrower integer truncates (section 2.12.1)."""
 
     NAME = "CAST"
+    SUPPORT = MOVEMENT
     dtype: DType
 
     def rule(self, x: TensorType) -> TensorType:
-        self.require(self.dtype in DATA and self.dtype is not x.dtype, f"does not cast {x} to {self.dtype.value}")
-        self.require(
-            not {x.dtype, self.dtype} > {B} or not (x.dtype.is_float or self.dtype.is_float), f"does not cast {x} to {self.dtype.value}"
-        )
-        self.require({x.dtype, self.dtype} != {F16, BF16}, f"does not cast {x} to {self.dtype.value}; cast to f32 between them")
+        pair = {x.dtype, self.dtype}
+        self.require(self.dtype in MOVEMENT and len(pair) == 2, f"does not cast {x} to {self.dtype.value}")
+        self.require(B not in pair or pair <= {B, *INTS}, f"does not cast {x} to {self.dtype.value}")
+        self.require(pair != {F16, BF16}, f"does not cast {x} to {self.dtype.value}; cast to f32 between them")
+        self.require(not pair & {*FP8} or len(pair & {*FLOATS}) == 1, f"does not cast {x} to {self.dtype.value}; cast to f32 between")
         return x.with_dtype(self.dtype)
 
     def requires(self, *types: TensorType) -> str:
-        dtypes = (types[0].dtype, self.dtype)
-        return "bf16" if BF16 in dtypes else "FP" if any(d.is_float for d in dtypes) else "INT"
+        pair = (types[0].dtype, self.dtype)
+        needs = [FP8[d] for d in pair if d in FP8] + (["bf16"] if BF16 in pair else [])
+        if needs:
+            return "&".join(needs)
+        return "FP" if any(d.is_float for d in pair) else "INT"
 
 
 @dataclass(frozen=True)
@@ -734,7 +751,10 @@ class Rescale(Op):
         return x.with_dtype(self.dtype)
 
     def requires(self, *types: TensorType) -> str:
-        return {Rounding.DOUBLE: "doubleround", Rounding.INEXACT: "inexactround"}.get(self.rounding, super().requires(*types))
+        profile = super().requires(*types)
+        rounding = {Rounding.DOUBLE: "doubleround", Rounding.INEXACT: "inexactround"}.get(self.rounding)
+        # the extension of a rounding implies the profile, but not the extension of a type
+        return profile if rounding is None else rounding if profile == "INT" else f"{profile}&{rounding}"
 
 
 def _subclasses(cls: type[Op]) -> list[type[Op]]:

@@ -96,14 +96,18 @@ class Spec:
         return Spec(frozenset(profiles), frozenset(extensions), level)
 
     def holds(self, requirement: str) -> bool:
-        """Whether a profile or extension (or `A|B`: one of them) is part of this specification."""
+        """Whether a profile or extension (`A|B`: one of them, `A&B`: both) is part of this specification."""
         have = self.profiles | self.extensions
-        return any(r in have for r in requirement.split("|"))
+        return any(all(r in have for r in either.split("&")) for either in requirement.split("|"))
 
     def plus(self, *requirements: str) -> Spec:
-        """This specification with profiles or extensions added."""
+        """This specification with profiles or extensions added, and a profile that an extension belongs to."""
         wanted = set(requirements)
-        return Spec(self.profiles | (wanted & set(PROFILES)), self.extensions | (wanted & set(EXTENSIONS)), self.level)
+        profiles, extensions = self.profiles | (wanted & set(PROFILES)), self.extensions | (wanted & set(EXTENSIONS))
+        for extension in sorted(extensions):
+            if not profiles & set(EXTENSIONS[extension]):
+                profiles |= {EXTENSIONS[extension][0]}
+        return Spec(frozenset(profiles), frozenset(extensions), self.level)
 
     def __str__(self) -> str:
         parts = ["TOSA-1.0"]

@@ -19,6 +19,8 @@ class DType(enum.Enum):
     INT16 = "i16"
     INT32 = "i32"
     INT48 = "i48"
+    FP8E4M3 = "f8e4m3"
+    FP8E5M2 = "f8e5m2"
     FP16 = "f16"
     BF16 = "bf16"
     FP32 = "f32"
@@ -26,11 +28,11 @@ class DType(enum.Enum):
     @property
     def is_integer(self) -> bool:
         """True for the signed integer types (not for BOOL)."""
-        return self in _BITS and self not in (DType.BOOL, DType.FP16, DType.BF16, DType.FP32)
+        return self is not DType.BOOL and not self.is_float
 
     @property
     def is_float(self) -> bool:
-        return self in (DType.FP16, DType.BF16, DType.FP32)
+        return self in (DType.FP8E4M3, DType.FP8E5M2, DType.FP16, DType.BF16, DType.FP32)
 
     @property
     def bits(self) -> int:
@@ -44,8 +46,8 @@ class DType(enum.Enum):
 
     @property
     def min(self) -> int:
-        """Smallest value of an integer type."""
-        return -(1 << (self.bits - 1))
+        """Smallest value of an integer type; int4 has no -8 (specification section 1.8)."""
+        return -(1 << (self.bits - 1)) + (self is DType.INT4)
 
     @property
     def max(self) -> int:
@@ -63,6 +65,8 @@ _BITS = {
     DType.INT16: 16,
     DType.INT32: 32,
     DType.INT48: 48,
+    DType.FP8E4M3: 8,
+    DType.FP8E5M2: 8,
     DType.FP16: 16,
     DType.BF16: 16,
     DType.FP32: 32,
@@ -74,6 +78,8 @@ _NUMPY = {
     DType.INT16: np.int16,
     DType.INT32: np.int32,
     DType.INT48: np.int64,
+    DType.FP8E4M3: ml_dtypes.float8_e4m3fn,
+    DType.FP8E5M2: ml_dtypes.float8_e5m2,
     DType.FP16: np.float16,
     DType.BF16: ml_dtypes.bfloat16,
     DType.FP32: np.float32,

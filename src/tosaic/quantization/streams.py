@@ -1,0 +1,70 @@
+"""One scale for what sums and concatenations connect, so that a residual stream costs one operator for each sum.
+
+Wide values have bits to spare: 24 of them at the calibrated maximum. Values that meet in a sum, and the sum itself, get the
+range of the largest among them; then none of them needs a RESCALE to meet the others. Each doubling of a value's range costs
+one of its bits, so values whose range is far below the largest keep their own, unless nothing but a sum with larger ones reads them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import GraphModule, Node
+
+from tosaic.quantization.observers import FakeQuantize, Observer
+
+aten = torch.ops.aten
+_JOINING = (
+    *(aten.add.Tensor, aten.sub.Tensor, aten.cat.default, aten.where.self),
+    *(aten.maximum.default, aten.minimum.default),
+)
+_MOST, _MOST_IN_SUMS = 2.0**3, 2.0**12  # how much larger than its own a value's range may become
+# Sums keep two bits more: an accumulator can be larger than any that calibration saw, and still needs no coarser scale
+_ROOM = 4.0
+
+
+def share_scales(observed: GraphModule) -> None:
+    """Widen the ranges that observers found (or fake quantization trained with), in place."""
+    leader: dict[Observer, Observer] = {}
+    only_summed: set[Observer] = set()
+
+    def find(observer: Observer) -> Observer:
+        while leader.setdefault(observer, observer) is not observer:
+            observer = leader[observer]
+        return observer
+
+    for node in observed.graph.nodes:
+        if node.op == "call_function" and node.target in _JOINING:
+            around = [o for n in (*node.all_input_nodes, *node.users) if (o := _wide_observer(observed, n)) is not None]
+            for other in around[1:]:
+                leader[find(other)] = find(around[0])
+        elif (observer := _wide_observer(observed, node)) is not None and all(u.target in _JOINING for u in node.users):
+            only_summed.add(observer)
+    groups: dict[Observer, list[Observer]] = {}
+    for observer in list(leader):
+        groups.setdefault(find(observer), []).append(observer)
+    for members in groups.values():
+        _share(members, only_summed)
+
+
+def _wide_observer(observed: GraphModule, node: Node) -> Observer | None:
+    if node.op != "call_module":
+        return None
+    module = observed.get_submodule(str(node.target))
+    observer = module.observer if isinstance(module, FakeQuantize) else module
+    wide = isinstance(observer, Observer) and observer.dtype is torch.int32 and observer.low.numel() == 1
+    return observer if wide else None
+
+
+def _share(members: list[Observer], only_summed: set[Observer]) -> None:
+    """One range for all whose own is near enough to the largest; then for those that are left."""
+    left = sorted(members, key=_reach, reverse=True)
+    while left:
+        largest = _reach(left[0])
+        near = [m for m in left if _reach(m) * (_MOST_IN_SUMS if m in only_summed else _MOST) >= largest]
+        for member in near if len(near) > 1 else ():
+            member.low, member.high = torch.tensor(-largest * _ROOM), torch.tensor(largest * _ROOM)
+        left = [m for m in left if m not in near]
+
+
+def _reach(observer: Observer) -> float:
+    return max(-float(observer.low), float(observer.high), 0.0)
