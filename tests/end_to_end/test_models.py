@@ -10,7 +10,7 @@ from networks import sqnr
 
 import tosaic
 
-SCORED = 4  # of the samples that calibration has not seen
+SCORED = 8  # of the samples that calibration has not seen
 
 
 # dB that each model keeps, less one; operators that it has, and a few more
