@@ -43,9 +43,6 @@ def _reach(ctx: Context, x: Operand) -> float:
     if x.is_const:
         return float(np.abs(x.reals()).max(initial=0.0))  # infinite for a mask of -inf
     assert x.quant is not None
-    want = ctx.want
-    if want is not None and x.quant.dtype is DType.INT32 and x.quant == want:
-        return float(want.scales) * 2.0**23  # it was calibrated together with the sum
     return float(x.quant.scales.max()) * 2.0 ** ctx.magnitude_bits(x)
 
 

@@ -76,7 +76,7 @@ def quantize_captured(
         prepared = prepare(module, quantizer)
         layers = FloatMeans(prepared)
         record = calibrate(layers.sample, example_inputs, calibration, progress)
-        share_scales(prepared, recipe.activation_bits)
+        share_scales(prepared)
         converted = convert(prepared)
         if recipe.bias_correction:
             correct_biases(converted, layers.samples, layers.means())

@@ -101,7 +101,7 @@ class QatSession:
             if not torch.isfinite(parameter).all():
                 raise QuantizeError(f"weight '{name}' is not finite after training", remedy="lower the learning rate")
         self._finish_training(self.model)
-        share_scales(self.model, self._recipe.activation_bits)
+        share_scales(self.model)
         converted = convert(self.model)
         input_names, output_names = self._names
         return Quantized(

@@ -8,7 +8,7 @@ MOVE    data movement: the result shares the scale of its input, at any precisio
 JOIN    several values become one tensor: all are brought to the scale of the result, at any precision
 POOL    like MOVE, but the operator exists for activation precision only
 INDEX   takes activation precision, the result is an index
-COMPARE takes any precision, the result is no real number (a bool, or an index)
+COMPARE  takes any precision, the result is no real number (a bool, or an index)
 CLAMP   a range limit: fuses into the requantization of what produces its input, else like WIDE
 """
 

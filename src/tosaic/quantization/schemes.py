@@ -112,12 +112,6 @@ class Recipe:
                 found = scheme
         return SCHEMES[found]
 
-    @property
-    def activation_bits(self) -> int:
-        """Of what enters multiply-accumulates, the widest if there are several."""
-        activations = [SCHEMES[s].activation for s in (self.scheme, *self.overrides.values())]
-        return max((a.dtype.bits for a in activations if a is not None), default=8)
-
     def requires(self) -> list[str]:
         """Profiles and extensions that the specification must have."""
         names = [SCHEMES[s] for s in (self.scheme, *self.overrides.values())]

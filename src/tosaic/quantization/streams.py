@@ -17,19 +17,13 @@ _JOINING = (
     *(aten.add.Tensor, aten.sub.Tensor, aten.cat.default, aten.where.self),
     *(aten.maximum.default, aten.minimum.default),
 )
-# How much larger than its own a value's range may become: of 24 bits, some more than a MAC that narrows it wants must stay
-_MOST = {8: 2.0**7, 16: 2.0**3}
-_MOST_IN_SUMS = 2.0**12
-# Sums keep bits more: an accumulator can be larger than any that calibration saw, and still needs no coarser scale
-_ROOM = {8: 2.0**4, 16: 2.0**2}
+_MOST, _MOST_IN_SUMS = 2.0**3, 2.0**12  # how much larger than its own a value's range may become
+# Sums keep two bits more: an accumulator can be larger than any that calibration saw, and still needs no coarser scale
+_ROOM = 4.0
 
 
-def share_scales(observed: GraphModule, bits: int) -> None:
-    """Widen the ranges that observers found (or fake quantization trained with), in place.
-
-    Args:
-        bits: of the activations that enter multiply-accumulates, 8 or 16.
-    """
+def share_scales(observed: GraphModule) -> None:
+    """Widen the ranges that observers found (or fake quantization trained with), in place."""
     leader: dict[Observer, Observer] = {}
     only_summed: set[Observer] = set()
 
@@ -49,7 +43,7 @@ def share_scales(observed: GraphModule, bits: int) -> None:
     for observer in list(leader):
         groups.setdefault(find(observer), []).append(observer)
     for members in groups.values():
-        _share(members, only_summed, _MOST[bits], _ROOM[bits])
+        _share(members, only_summed)
 
 
 def _wide_observer(observed: GraphModule, node: Node) -> Observer | None:
@@ -61,14 +55,14 @@ def _wide_observer(observed: GraphModule, node: Node) -> Observer | None:
     return observer if wide else None
 
 
-def _share(members: list[Observer], only_summed: set[Observer], most: float, room: float) -> None:
+def _share(members: list[Observer], only_summed: set[Observer]) -> None:
     """One range for all whose own is near enough to the largest; then for those that are left."""
     left = sorted(members, key=_reach, reverse=True)
     while left:
         largest = _reach(left[0])
-        near = [m for m in left if _reach(m) * (_MOST_IN_SUMS if m in only_summed else most) >= largest]
+        near = [m for m in left if _reach(m) * (_MOST_IN_SUMS if m in only_summed else _MOST) >= largest]
         for member in near if len(near) > 1 else ():
-            member.low, member.high = torch.tensor(-largest * room), torch.tensor(largest * room)
+            member.low, member.high = torch.tensor(-largest * _ROOM), torch.tensor(largest * _ROOM)
         left = [m for m in left if m not in near]
 
 
