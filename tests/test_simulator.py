@@ -421,6 +421,17 @@ def test_watch_sees_each_node() -> None:
     assert seen == [("same", (2, 3)), ("turned", (3, 2))]
 
 
+def test_the_timer_sees_each_node_once() -> None:
+    build = Builder()
+    x = build.input("x", I8, (1, 4, 4, 3))
+    weights, bias = build.const(ints(I8, 2, 1, 1, 3).data, I8), build.const(ints(I32, 2).data, I32)
+    total = build.emit(ops.Conv2d((1, 1), (0, 0, 0, 0), (1, 1)), x, weights, bias)
+    graph = build.finish([build.emit(ops.Identity(), build.emit(ops.Rescale(I8, (1 << 30,), (40,)), total))])
+    seen: list[tuple[object, ...]] = []
+    Simulator(graph).run([ints(I8, 1, 4, 4, 3).data], timer=lambda nodes, seconds: seen.append((*(n.op.NAME for n in nodes), seconds > 0)))
+    assert seen == [("CONV2D", "RESCALE", True), ("IDENTITY", True)]
+
+
 @pytest.mark.parametrize("reader", ["another operator", "the graph's outputs"])
 def test_accumulators_that_others_read_are_kept(reader: str, reference) -> None:
     build = Builder()

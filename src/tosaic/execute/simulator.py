@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,14 +17,27 @@ from tosaic.tosa import ops
 from tosaic.tosa.graph import Graph, Node, Value
 
 Watch = Callable[[Value, np.ndarray], None]
-_Prepared = tuple[Node, Kernel, tuple[Value, ...]]
+Timer = Callable[[tuple[Node, ...], float], None]
+
+
+@dataclass
+class _Prepared:
+    """Nodes that one kernel computes, of which the last one's output is its result."""
+
+    nodes: tuple[Node, ...]
+    kernel: Kernel
+    operands: tuple[Value, ...]
+
+    @property
+    def output(self) -> Value:
+        return self.nodes[-1].output
 
 
 @dataclass
 class _Step:
-    """One node: its kernel, the slots of its operands and result, and the slots that no later step reads."""
+    """One call of a kernel: its nodes, the slots of its operands and result, and the slots that no later step reads."""
 
-    node: Node
+    nodes: tuple[Node, ...]
     kernel: Kernel
     operands: tuple[int, ...]
     result: int
@@ -41,27 +55,28 @@ class Simulator:
         self.graph = graph
         values = dict.fromkeys((*graph.inputs, *graph.constants(), *(n.output for n in graph.nodes)))
         self._slots = {value: i for i, value in enumerate(values)}
-        kernels = [(node, _kernel(node), node.inputs) for node in graph.nodes]
+        kernels = [_Prepared((node,), _kernel(node), node.inputs) for node in graph.nodes]
         self._each = self._steps(kernels)
         self._fused = self._steps(_fuse(graph, kernels))
 
     def _steps(self, kernels: list[_Prepared]) -> list[_Step]:
         """The steps that run these kernels, with the places where values die."""
         kept = {*self.graph.outputs, *self.graph.constants()}
-        last = {value: i for i, (_, _, operands) in enumerate(kernels) for value in operands}
+        last = {value: i for i, prepared in enumerate(kernels) for value in prepared.operands}
         steps = []
-        for i, (node, kernel, operands) in enumerate(kernels):
-            over = {v for v in (*operands, node.output) if last.get(v, i) == i} - kept
-            slots = tuple(self._slots[v] for v in operands)
-            steps.append(_Step(node, kernel, slots, self._slots[node.output], tuple(self._slots[v] for v in over)))
+        for i, prepared in enumerate(kernels):
+            over = {v for v in (*prepared.operands, prepared.output) if last.get(v, i) == i} - kept
+            operands, dead = (tuple(self._slots[v] for v in values) for values in (prepared.operands, over))
+            steps.append(_Step(prepared.nodes, prepared.kernel, operands, self._slots[prepared.output], dead))
         return steps
 
-    def run(self, inputs: Sequence[np.ndarray], *, watch: Watch | None = None) -> list[np.ndarray]:
+    def run(self, inputs: Sequence[np.ndarray], *, watch: Watch | None = None, timer: Timer | None = None) -> list[np.ndarray]:
         """Run the graph.
 
         Args:
             inputs: one array for each graph input, with the type `value.dtype.numpy` and the shape of the value.
             watch: called with each node's output and its array, in order; the array must not be written to.
+            timer: called with the seconds that the nodes given took; nodes that are computed as one come together.
 
         Returns:
             One array for each graph output; none shares memory with the inputs or with constants.
@@ -77,10 +92,13 @@ class Simulator:
             arrays[self._slots[value]] = value.data
         with _full_precision(), torch.inference_mode(), np.errstate(all="ignore"):
             for step in self._fused if watch is None else self._each:
+                start = time.perf_counter() if timer is not None else 0.0
                 result = np.asarray(step.kernel(*[arrays[i] for i in step.operands]))
-                _check(step.node, result)
+                if timer is not None:
+                    timer(step.nodes, time.perf_counter() - start)
+                _check(step.nodes[-1], result)
                 if watch is not None:
-                    watch(step.node.output, result)
+                    watch(step.nodes[-1].output, result)
                 arrays[step.result] = result
                 del result
                 for i in step.dead:
@@ -115,24 +133,25 @@ def _kernel(node: Node) -> Kernel:
 def _fuse(graph: Graph, kernels: list[_Prepared]) -> list[_Prepared]:
     """Join each convolution of integers with the RESCALE that alone reads it: its accumulators are then never stored."""
     users = graph.users()
-    makers: dict[Value, tuple[ops_conv.Convolution, tuple[Value, ...]]] = {}
-    for node, kernel, operands in kernels:
-        only = users.get(node.output, [])
+    makers: dict[Value, _Prepared] = {}
+    for prepared in kernels:
+        only = users.get(prepared.output, [])
         if (
-            isinstance(kernel, ops_conv.Convolution)
+            isinstance(prepared.kernel, ops_conv.Convolution)
             and len(only) == 1
             and type(only[0].op) is ops.Rescale
-            and node.output not in graph.outputs
+            and prepared.output not in graph.outputs
         ):
-            makers[node.output] = kernel, operands
+            makers[prepared.output] = prepared
     fused = []
-    for node, kernel, operands in kernels:
-        if node.output in makers:
+    for prepared in kernels:
+        if prepared.output in makers:
             continue
-        if type(node.op) is ops.Rescale and operands[0] in makers:
-            convolution, operands = makers[operands[0]]
-            kernel = convolution.rescaled(node)
-        fused.append((node, kernel, operands))
+        maker = makers.get(prepared.operands[0]) if prepared.operands else None
+        if maker is not None and type(prepared.nodes[0].op) is ops.Rescale:
+            assert isinstance(maker.kernel, ops_conv.Convolution)
+            prepared = _Prepared((*maker.nodes, *prepared.nodes), maker.kernel.rescaled(prepared.nodes[0]), maker.operands)
+        fused.append(prepared)
     return fused
 
 
