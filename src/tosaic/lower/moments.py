@@ -24,13 +24,12 @@ from tosaic.tosa.types import DType
 
 aten = torch.ops.aten
 _LONG = 4096  # rows above have sums of squares in two parts
-_SHORT = 512  # rows up to here lose nothing that counts where their elements have 31 - 10 bits
 _ROOT_BITS = 14  # of the table of 1/sqrt
 
 
 @dataclass(frozen=True)
 class Deviations:
-    """d = (x - mean) 2^(count + top - 31) (or x) of each row, |d| < 2^top, and sum(d^2) 2^(bits - 2 top) <= N 2^bits.
+    """d = (x - mean) 2^count (or x) of each row, |d| < 2^31, and sum(d^2) 2^(bits - 62) <= N 2^bits.
 
     Unless the row is zero, count is such that the largest |x|, or max - min, is in [2^30, 2^31) after the shift: then the sum
     is 2^(bits - 3) at least. Of rows above 4096 the sum is in two parts: squares + low 2^-split.
@@ -42,20 +41,16 @@ class Deviations:
     bits: int
     low: Value | None = None
     split: int = 0
-    top: int = 31
 
 
-def deviations(ctx: Context, x: Value, axes: Sequence[int], centre: bool, least: int = 0, *, compact: bool = False) -> Deviations:
+def deviations(ctx: Context, x: Value, axes: Sequence[int], centre: bool, least: int = 0) -> Deviations:
     """Rows of int32, shifted until they fill it, centred, and their sums of squares.
 
-    Centred: u = max - x in [0, 2^31) for |x| < 2^30. k is the length of N in bits, so that N 2^(31-k) < 2^31 bounds the sum of the
-    rounded u 2^-k, and its product with 2^k / N <= 2 is at most 2^31 (1 - 1/N), as one u of each row is zero. Squares of d are
-    at most 2^62; N of them, or 2 N of them with eps, stay below 2^31 at 2^(bits - 62).
+    Centred: u = max - x in [0, 2^31) for |x| < 2^30. Squares of d are at most 2^62; N of them, or 2 N of them with eps, stay
+    below 2^31 at 2^(bits - 62).
 
     Args:
         least: the row counts as at least this large, so that `count` leaves room for it (the root of eps).
-        compact: of rows up to 512 whose `least` is 2 or more, d may have 21 bits: then count is one more (CLZ itself), and an
-            operator is saved.
     """
     length = math.prod(x.shape[a] for a in axes)
     if centre:
@@ -65,17 +60,11 @@ def deviations(ctx: Context, x: Value, axes: Sequence[int], centre: bool, least:
     size = reduced(ctx, ops.ReduceMax, size, axes)
     if least:
         size = calc(ctx, ops.Maximum(), size, least)
-    if compact and centre and length <= _SHORT:
-        return _compact_deviations(ctx, x, axes, ctx.emit(ops.Clz(), size), length, least > 0)
     count = calc(ctx, ops.Sub(), ctx.emit(ops.Clz(), size), 1)
     value = ctx.emit(ops.LogicalLeftShift(), x, count)
     ctx.bounded(value, 0 if centre else -(2**31) + 1, 2**31 - 1, "shifted by the leading zeros of the largest")
     if centre:
-        k = length.bit_length()
-        total = reduced(ctx, ops.ReduceSum, calc(ctx, ops.ArithmeticRightShift(round=True), value, k), axes)
-        mean = calc(ctx, ops.Mul(29), total, round(2.0 ** (k + 29) / length))
-        ctx.bounded(mean, 0, 2**31 - 1, "one of each row is zero")
-        value = ctx.emit(ops.Sub(), mean, value)
+        value = ctx.emit(ops.Sub(), _mean(ctx, value, axes, length), value)
     bits, split = square_bits(length, eps=least > 0)
     if split:
         # the sum of the upper and of the lower bits of the squares: one int32 leaves too few for a row of one large element
@@ -90,17 +79,20 @@ def deviations(ctx: Context, x: Value, axes: Sequence[int], centre: bool, least:
     return Deviations(value, count, squares, bits)
 
 
-def _compact_deviations(ctx: Context, u: Value, axes: Sequence[int], count: Value, length: int, eps: bool) -> Deviations:
-    """As `deviations`, of u 2^count as unsigned, whose bits that N of them have no room for are shifted out: N u < 2^31."""
-    k = length.bit_length()
-    u = calc(ctx, ops.LogicalRightShift(), ctx.emit(ops.LogicalLeftShift(), u, count), k + 1)
-    ctx.bounded(u, 0, 2 ** (31 - k) - 1, "shifted by the leading zeros of the largest")
-    mean = calc(ctx, ops.Mul(29), reduced(ctx, ops.ReduceSum, u, axes), round(2.0**29 / length))
-    ctx.bounded(mean, 0, 2 ** (31 - k) - 1, "of such numbers")
-    d = ctx.emit(ops.Sub(), mean, u)
-    bits, _ = square_bits(length, eps=eps)
-    squares = reduced(ctx, ops.ReduceSum, ctx.emit(ops.Mul(2 * (31 - k) - bits), d, d), axes)
-    return Deviations(d, count, squares, bits, top=31 - k)
+def _mean(ctx: Context, u: Value, axes: Sequence[int], length: int) -> Value:
+    """The mean of rows of u in [0, 2^31), of which one is zero: off by 2^(bits of N) / 2 at most, far less where the u differ.
+
+    Up to 2^15 it is the sum of the rounded u / N, which is at most 2^31 (1 - 1/N) + N / 2. Of longer rows u 2^-k is summed, k the
+    length of N in bits, so that N 2^(31-k) < 2^31, and the product with 2^k / N <= 2 is at most 2^31 (1 - 1/N).
+    """
+    if length < 2**15:
+        shift = 29 + length.bit_length()
+        mean = reduced(ctx, ops.ReduceSum, calc(ctx, ops.Mul(shift), u, round(2.0**shift / length)), axes)
+    else:
+        k = length.bit_length()
+        total = reduced(ctx, ops.ReduceSum, calc(ctx, ops.ArithmeticRightShift(round=True), u, k), axes)
+        mean = calc(ctx, ops.Mul(29), total, round(2.0 ** (k + 29) / length))
+    return ctx.bounded(mean, 0, 2**31 - 1, "one of each row is zero")
 
 
 def square_bits(length: int, eps: bool = False) -> tuple[int, int]:

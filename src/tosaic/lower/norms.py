@@ -43,7 +43,7 @@ def _normalised(ctx: Context, x: Value, axes: Sequence[int], scale: float, eps: 
         x = ctx.rescale(x, Quant(1.0, 0, DType.INT32), Quant(down, 0, DType.INT32))
         unit = min(unit / down, 2.0**30)
     seen = unit > 0.5 if rounded else unit * math.sqrt(length) >= NO_EPS
-    d = deviations(ctx, x, axes, centre, least=max(2, math.ceil(unit)) if seen else 0, compact=seen)
+    d = deviations(ctx, x, axes, centre, least=max(2, math.ceil(unit)) if seen else 0)
     v, lift = whole_sum(ctx, d, eps_square(ctx, d, unit, length) if seen else None)
     narrow = ctx.want is not None and ctx.want.dtype is DType.INT8
     inverse_root = rsqrt(ctx, v, _NARROW_BITS if narrow else _WIDE_BITS, root_scale(d.bits))
@@ -51,14 +51,13 @@ def _normalised(ctx: Context, x: Value, axes: Sequence[int], scale: float, eps: 
     count = inverse_root.count if lift is None else ctx.emit(ops.Add(), inverse_root.count, lift)
     factor = ctx.emit(ops.LogicalLeftShift(), inverse_root.mantissa, count)
     shift = math.ceil((62 - d.bits) / 2) + math.ceil(q) - 13
-    y = ctx.bounded(ctx.emit(ops.Mul(shift - 31 + d.top), d.value, factor), -(2**30) + 1, 2**30 - 1, "no part is larger than the whole")
+    y = ctx.bounded(ctx.emit(ops.Mul(shift), d.value, factor), -(2**30) + 1, 2**30 - 1, "no part is larger than the whole")
     return y, math.sqrt(length) * 2.0 ** (shift - q - 16 - (62 - d.bits) / 2)
 
 
 def eps_square(ctx: Context, d: Deviations, unit: float, length: int) -> Value:
     """N (E 2^count)^2 2^(bits - 62), of e = sqrt(N) E 2^(count - p) < 2^31, where 2^p >= sqrt(N)."""
     p = math.ceil(math.log2(length) / 2)
-    unit = unit if d.top == 31 else unit / 2.0  # the count is one more
     root, rank = unit * math.sqrt(length) / 2.0**p, len(d.count.shape)
     if root >= 4096:
         e = calc(ctx, ops.LogicalLeftShift(), ctx.i32(round(root), rank), d.count)
