@@ -165,8 +165,8 @@ def test_depthwise_conv2d(reference, data) -> None:
 
 @drawn
 @given(st.data())
-def test_convolution_with_the_rescale_behind_it(processor, block, reference, data) -> None:
-    """The two are computed as one, unless someone watches."""
+def test_convolution_with_the_rescale_and_the_clamp_behind_it(processor, block, reference, data) -> None:
+    """They are computed as one, unless someone watches."""
     draw = data.draw
     x, w, b, *zps = _mac_types(draw)
     depthwise = draw(st.booleans())
@@ -189,7 +189,11 @@ def test_convolution_with_the_rescale_behind_it(processor, block, reference, dat
     rounding = draw(st.sampled_from([ops.Rounding.SINGLE, ops.Rounding.DOUBLE])) if wide else ops.Rounding.SINGLE
     target = draw(st.sampled_from([I8, I16, I32]))
     op = ops.Rescale(target, tuple(multiplier), tuple(shift), 0, draw(st.integers(-128, 127)) if target is I8 else 0, count > 1, rounding)
-    graph, seen = build.finish([build.emit(op, total)]), []
+    result = build.emit(op, total)
+    if target is not I32 and draw(st.booleans()):
+        low, high = sorted(draw(st.lists(st.integers(target.min, target.max), min_size=2, max_size=2)))
+        result = build.emit(ops.Clamp(low, high), result)
+    graph, seen = build.finish([result]), []
     inputs = [fill(draw, x, values.shape)]
     want = reference(graph, inputs)[0]
     np.testing.assert_array_equal(evaluate(graph, inputs)[0], want)

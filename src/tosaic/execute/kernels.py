@@ -106,6 +106,16 @@ def rescale_channels_wide(begin, end, x, offset, multiplier, shift, half, extra,
 
 
 @_threaded
+def rescale_channels_split(begin, end, upper, lower, offset, multiplier, shift, half, extra, out_zp, low, high, out):
+    """`rescale_channels_wide` of 256 * upper + lower, both int32 [n, C]."""
+    for i in range(begin, end):
+        for c in range(upper.shape[1]):
+            value = (np.int64(upper[i, c]) << 8) + np.int64(lower[i, c]) + offset[c]
+            value = value * multiplier[c] + half[c] + (extra[c] if value >= 0 else -extra[c])
+            out[i, c] = min(max((value >> shift[c]) + out_zp, low), high)
+
+
+@_threaded
 def split16(begin, end, x, high, low):
     """int16 as two int8: x = 256 * high + low + 128. All [n]."""
     source, upper, lower = x[begin:end], high[begin:end], low[begin:end]

@@ -31,7 +31,8 @@ from tosaic.tosa.types import DType
 EXACT_F32 = 1 << 24
 BLOCK = 1 << 18  # accumulators of a block
 
-Blocks = Iterator[tuple[int, torch.Tensor]]
+Block = tuple[torch.Tensor, ...]  # the accumulators, or their two parts: 256 * first + second
+Blocks = Iterator[tuple[int, Block]]
 Pad = tuple[int, ...]
 
 
@@ -50,7 +51,7 @@ class Convolution(ABC):
 
     @abstractmethod
     def blocks(self, x: np.ndarray, weights: Any) -> Blocks:
-        """(first row, accumulators [rows, OC] without the offset) over all rows; a block may be overwritten by the next."""
+        """(first row, block [rows, OC] without the offset) over all rows; a block may be overwritten by the next."""
 
     def offset(self, weights: Any, b: np.ndarray) -> np.ndarray:
         """What is to be added to each channel: int64 [OC]."""
@@ -61,13 +62,15 @@ class Convolution(ABC):
         offset = torch.from_numpy(np.ascontiguousarray(self.offset(weights, b))).to(self.accumulator)
         out = np.empty(self.result.shape, self.result.dtype.numpy)
         rows = torch.from_numpy(out.reshape(-1, out.shape[-1]))
-        for start, block in self.blocks(x, weights):
-            torch.add(block.to(self.accumulator), offset, out=rows[start : start + len(block)])
+        for start, (block, *low) in self.blocks(x, weights):
+            part = torch.add(block.to(self.accumulator), offset, out=rows[start : start + len(block)])
+            if low:
+                part.add_(block, alpha=255).add_(low[0])
         return out
 
-    def rescaled(self, node: Node) -> Kernel:
-        """Kernel of this convolution and the RESCALE behind it."""
-        scale = RowScale(node)
+    def rescaled(self, node: Node, limits: tuple[int, int] | None = None) -> Kernel:
+        """Kernel of this convolution, the RESCALE behind it, and a CLAMP to `limits`."""
+        scale = RowScale(node, limits)
 
         def kernel(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
             weights = self.prepare(w) if self.fixed is None else self.fixed
@@ -75,7 +78,7 @@ class Convolution(ABC):
             out = np.empty(self.result.shape, node.output.dtype.numpy)
             rows = out.reshape(-1, out.shape[-1])
             for start, block in self.blocks(x, weights):
-                scale(block.numpy(), offset, rows[start : start + len(block)])
+                scale([part.numpy() for part in block], offset, rows[start : start + len(block[0])])
             return out
 
         return kernel
@@ -106,8 +109,7 @@ class _Int8(Convolution):
             return
         high, low = int8_gemm.split16(x)
         both = zip(self._products(high, 0, matrix), self._products(low, -128, matrix), strict=True)
-        for (start, upper), (_, lower) in both:
-            yield start, upper.long().mul_(256).add_(lower)
+        yield from ((start, upper + lower) for (start, upper), (_, lower) in both)
 
     def _products(self, x: np.ndarray, padding: int, matrix: torch.Tensor) -> Blocks:
         """int32 [rows, OC]: windows of int8 x times the weights; `padding` stands around x."""
@@ -121,14 +123,14 @@ class _Int8(Convolution):
             rows = as_torch(x).reshape(-1, k)
             for start in range(0, count, step):
                 some = rows[start : start + step]
-                yield start, torch._int_mm(some, matrix, out=total[: len(some)])
+                yield start, (torch._int_mm(some, matrix, out=total[: len(some)]),)
             return
         x = _surrounded(x, op.pad, padding)
         windows = np.empty((min(step, count), k), np.int8)
         for start in range(0, count, step):
             part = windows[: min(step, count - start)]
             kernels.im2col(x, kernel, op.stride, op.dilation, oh, ow, start, part)
-            yield start, torch._int_mm(torch.from_numpy(part), matrix, out=total[: len(part)])
+            yield start, (torch._int_mm(torch.from_numpy(part), matrix, out=total[: len(part)]),)
 
 
 def _surrounded(x: np.ndarray, pad: Pad, value: int) -> np.ndarray:
@@ -164,7 +166,7 @@ class _Depthwise(Convolution):
         for start in range(0, n * oh, step):
             part = acc[: min(step, n * oh - start)]
             function(x, weights[0], op.stride, op.dilation, oh, start, part)
-            yield start * ow, torch.from_numpy(part).view(-1, channels)
+            yield start * ow, (torch.from_numpy(part).view(-1, channels),)
 
 
 def _groups(w: np.ndarray, low: int, high: int) -> list[int]:
@@ -216,7 +218,7 @@ class _Float(Convolution):
             total = total.to(self.accumulator)
         for part in sums:
             total += part.to(self.accumulator)
-        yield 0, _finished(total, self.op).reshape(-1, self.result.shape[-1])
+        yield 0, (_finished(total, self.op).reshape(-1, self.result.shape[-1]),)
 
 
 def _torch(op: ops.Op) -> tuple[Callable[..., torch.Tensor], Callable[[torch.Tensor], torch.Tensor], Pad]:

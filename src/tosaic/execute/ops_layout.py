@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from tosaic.errors import ExecuteError
@@ -132,23 +134,29 @@ def _to_integer(x: np.ndarray, target: DType) -> np.ndarray:
 
 
 class RowScale:
-    """RESCALE of rows [n, C], each channel with its own offset (section 2.12.2)."""
+    """RESCALE of rows [n, C], each channel with its own offset (section 2.12.2), and a CLAMP to `limits`."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, limits: tuple[int, int] | None = None) -> None:
         op, source, channels = node.op, node.inputs[0], node.inputs[0].shape[-1]
         self.out_type = _view(op.dtype, op.output_unsigned)
-        low, high = _limits(op)
+        low, high = limits or _limits(op)
         multiplier, self.shift = (np.broadcast_to(np.array(v, np.int64), channels).copy() for v in (op.multiplier, op.shift))
         extra, half = _extra(op, self.shift), np.int64(1) << (self.shift - 1)
         self.wide = bool(extra.any()) or source.dtype is DType.INT48
         self.multiplier = multiplier if self.wide else multiplier.astype(np.int32)
         self.rest = (half, extra, op.output_zp, low, high) if self.wide else (half, op.output_zp, low, high)
 
-    def __call__(self, x: np.ndarray, offset: np.ndarray, out: np.ndarray) -> None:
-        """out [n, C] = rescale(x + offset); x may be f32 that holds integers, offset: int64 [C]."""
-        function = kernels.rescale_channels_wide if self.wide else kernels.rescale_channels
+    def __call__(self, parts: Sequence[np.ndarray], offset: np.ndarray, out: np.ndarray) -> None:
+        """out [n, C] = rescale(x + offset); offset: int64 [C].
+
+        Args:
+            parts: x alone, which may be f32 that holds integers, or int32 parts of it: x = 256 * first + second.
+        """
+        function = kernels.rescale_channels
+        if self.wide:
+            function = kernels.rescale_channels_wide if len(parts) == 1 else kernels.rescale_channels_split
         offset = offset.astype(self.multiplier.dtype, copy=False)
-        function(x, offset, self.multiplier, self.shift, *self.rest, out.view(self.out_type))
+        function(*parts, offset, self.multiplier, self.shift, *self.rest, out.view(self.out_type))
 
 
 @handles(ops.Rescale)
@@ -160,7 +168,7 @@ def rescale(node: Node) -> Kernel:
 
         def by_channel(x: np.ndarray) -> np.ndarray:
             out = np.empty(result.shape, result.dtype.numpy)
-            scale(packed(x).view(x_type).reshape(-1, result.shape[-1]), offset, out.reshape(-1, result.shape[-1]))
+            scale([packed(x).view(x_type).reshape(-1, result.shape[-1])], offset, out.reshape(-1, result.shape[-1]))
             return out
 
         return by_channel

@@ -21,12 +21,10 @@ def matmul(node: Node) -> Kernel:
         return short_floats.matmul(node)
     if a_value.dtype.is_float:
         return lambda a, b: from_torch(torch.bmm(as_float(a), as_float(b)), result.dtype)
-    if a_value.shape[2] <= int8_gemm.LONGEST and int8_gemm.is_exact():
-        if a_value.dtype is DType.INT16:
-            return lambda a, b: _products16(a, b).numpy()
-        return lambda a, b: _products8(as_torch(a), as_torch(b), op.a_zp, op.b_zp).numpy()
     if a_value.dtype is DType.INT16:  # products below 2^30: exact in f64 up to 2^23 of them
         return lambda a, b: torch.bmm(as_torch(a).double(), as_torch(b).double()).long().numpy()
+    if a_value.shape[2] <= int8_gemm.LONGEST and int8_gemm.is_exact():
+        return lambda a, b: _products8(as_torch(a), as_torch(b), op.a_zp, op.b_zp).numpy()
 
     largest = max(127 - op.a_zp, 128 + op.a_zp) * max(127 - op.b_zp, 128 + op.b_zp)
     step = EXACT_F32 // largest  # so many products sum up exactly
@@ -57,22 +55,4 @@ def _products8(a: torch.Tensor, b: torch.Tensor, a_zp: int, b_zp: int) -> torch.
         total -= b_zp * a.sum(2, keepdim=True, dtype=torch.int32)
     if a_zp:
         total -= a_zp * (b.sum(1, keepdim=True, dtype=torch.int32) - a.shape[2] * b_zp)
-    return total
-
-
-def _products16(a: np.ndarray, b: np.ndarray) -> torch.Tensor:
-    """int16 products: a = 256 a1 + a0 + 128, and b likewise; zero points of int16 are 0."""
-    a1, a0 = map(as_torch, int8_gemm.split16(a))
-    b1, b0 = map(as_torch, int8_gemm.split16(b))
-    n, _, c = a.shape
-    row, column = torch.ones((n, 1, c), dtype=torch.int8), torch.ones((n, c, 1), dtype=torch.int8)
-    total = _plain(a1, b1).long()
-    total <<= 8
-    total += _plain(a1, b0)
-    total += _plain(a0, b1)
-    total <<= 8
-    total += _plain(a0, b0)
-    # the offsets of 128 add 128 (sum of the rest of a + sum of the rest of b + 128 C)
-    total += 128 * ((_plain(a1, column).long() << 8) + _plain(a0, column) + 128 * c)
-    total += 128 * ((_plain(row, b1).long() << 8) + _plain(row, b0))
     return total

@@ -131,26 +131,24 @@ def _kernel(node: Node) -> Kernel:
 
 
 def _fuse(graph: Graph, kernels: list[_Prepared]) -> list[_Prepared]:
-    """Join each convolution of integers with the RESCALE that alone reads it: its accumulators are then never stored."""
+    """Join each convolution of integers with the RESCALE, and that with the CLAMP, which alone reads it: neither is then stored."""
     users = graph.users()
-    makers: dict[Value, _Prepared] = {}
+
+    def only_reader(value: Value, cls: type[ops.Op]) -> Node | None:
+        readers = users.get(value, [])
+        return readers[0] if len(readers) == 1 and type(readers[0].op) is cls and value not in graph.outputs else None
+
+    fused: list[_Prepared] = []
+    done: set[Value] = set()
     for prepared in kernels:
-        only = users.get(prepared.output, [])
-        if (
-            isinstance(prepared.kernel, ops_conv.Convolution)
-            and len(only) == 1
-            and type(only[0].op) is ops.Rescale
-            and prepared.output not in graph.outputs
-        ):
-            makers[prepared.output] = prepared
-    fused = []
-    for prepared in kernels:
-        if prepared.output in makers:
+        if prepared.output in done:
             continue
-        maker = makers.get(prepared.operands[0]) if prepared.operands else None
-        if maker is not None and type(prepared.nodes[0].op) is ops.Rescale:
-            assert isinstance(maker.kernel, ops_conv.Convolution)
-            prepared = _Prepared((*maker.nodes, *prepared.nodes), maker.kernel.rescaled(prepared.nodes[0]), maker.operands)
+        if isinstance(prepared.kernel, ops_conv.Convolution) and (rescale := only_reader(prepared.output, ops.Rescale)) is not None:
+            clamp = only_reader(rescale.output, ops.Clamp) if not rescale.op.output_unsigned else None
+            limits = (int(clamp.op.min), int(clamp.op.max)) if clamp is not None else None
+            nodes = (rescale,) if clamp is None else (rescale, clamp)
+            done |= {node.output for node in nodes}
+            prepared = _Prepared((*prepared.nodes, *nodes), prepared.kernel.rescaled(rescale, limits), prepared.operands)
         fused.append(prepared)
     return fused
 
