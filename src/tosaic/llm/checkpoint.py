@@ -1,0 +1,141 @@
+"""Checkpoints: a config, and tensors that are read one at a time from where they lie.
+
+`open_checkpoint` takes a Hugging Face folder (config.json and .safetensors, sharded too), one .safetensors file beside its config.json,
+a .gguf file, or a folder with Meta's params.json and consolidated.00.pth. Whatever the format, tensors go by their Hugging Face names.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tosaic.errors import InputError
+from tosaic.llm.architecture import DecoderConfig
+from tosaic.llm.decoder import Decoder, Layer
+
+_SHOWN = 5  # tensors that one message names
+
+
+class Checkpoint(ABC):
+    """An open checkpoint.
+
+    Attributes:
+        path: the file or folder.
+        config: what kind of decoder it holds.
+    """
+
+    path: Path
+    config: DecoderConfig
+
+    @abstractmethod
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """The shape of a tensor; None if there is no such tensor."""
+
+    @abstractmethod
+    def _read(self, name: str) -> Tensor:
+        """A tensor that `shape` knows, in the type that it is stored in, or dequantized."""
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor as float32, in memory of its own; the weights of norms are whole (see `DecoderConfig.norm_offset`).
+
+        Raises:
+            InputError: it holds NaN or infinite values, or the file is damaged.
+        """
+        try:
+            tensor = self._read(name).to(torch.float32, copy=True)
+        except (ValueError, IndexError, RuntimeError, OSError, NotImplementedError) as error:
+            raise InputError(f"{self.path}: tensor {name} cannot be read: {error}") from None
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"{self.path}: tensor {name} holds NaN or infinite values")
+        return tensor + self.config.norm_offset if name.endswith("norm.weight") else tensor
+
+    def check(self) -> None:
+        """Compare names and shapes with what the config asks for; nothing is loaded.
+
+        Raises:
+            InputError: names the tensors that are missing or of another shape.
+        """
+        wrong = []
+        for name, expected in self.config.tensors():
+            found = self.shape(name)
+            if found != expected:
+                wrong.append(f"{name}: expected {list(expected)}, found {'none' if found is None else list(found)}")
+        if wrong:
+            rest = f"\n  and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+            lines = "".join(f"\n  {line}" for line in wrong[:_SHOWN])
+            raise InputError(f"{self.path} does not hold the {self.config.architecture} that its config describes:{lines}{rest}")
+
+    def layer(self, index: int) -> Layer:
+        """A layer with its weights, in eval mode."""
+        with torch.device("meta"):
+            layer = Layer(self.config)
+        state = {name: self.tensor(f"model.layers.{index}.{name}") for name, _ in self.config.layer_tensors()}
+        layer.load_state_dict(state, assign=True)
+        return layer.eval()
+
+    def decoder(self, tokens: int, length: int, all_logits: bool = False) -> Decoder:
+        """The whole decoder in float32, in eval mode. Arguments as for `Decoder`."""
+        decoder = Decoder(self.config, tokens, length, all_logits, layers=(self.layer(i) for i in range(self.config.layers)))
+        decoder.embed_tokens.weight = nn.Parameter(self.tensor("model.embed_tokens.weight"))
+        decoder.lm_head.weight = decoder.embed_tokens.weight if self.config.tied else nn.Parameter(self.tensor("lm_head.weight"))
+        decoder.norm.weight = nn.Parameter(self.tensor("model.norm.weight"))
+        return decoder.eval()
+
+
+def open_checkpoint(path: Path | str) -> Checkpoint:
+    """Open a checkpoint and check that it is whole.
+
+    Raises:
+        InputError: no such file, a format or an architecture that is not known, tensors missing or of other shapes.
+    """
+    # each format is imported when it is asked for: gguf is not needed for the others
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"no such checkpoint: {path}")
+    opened: Checkpoint
+    if path.suffix == ".gguf":
+        from tosaic.llm.gguf_file import GgufCheckpoint
+
+        opened = GgufCheckpoint(path)
+    elif path.suffix == ".safetensors" or (path / "config.json").is_file():
+        from tosaic.llm.hugging_face import HuggingFaceCheckpoint
+
+        opened = HuggingFaceCheckpoint(path)
+    elif (path / "params.json").is_file():
+        from tosaic.llm.meta import MetaCheckpoint
+
+        opened = MetaCheckpoint(path)
+    else:
+        found = "a folder without config.json or params.json" if path.is_dir() else f"a file with the suffix '{path.suffix}'"
+        remedy = "give a Hugging Face folder, FILE.safetensors beside its config.json, FILE.gguf, or a folder with params.json and .pth"
+        raise InputError(f"{path} is no checkpoint: {found}", remedy=remedy)
+    opened.check()
+    return opened
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        InputError: there is no such file, or it is not a JSON object.
+    """
+    try:
+        config = json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{path} holds no JSON object")
+    return config
+
+
+def interleaved_to_halves(tensor: Tensor, heads: int) -> Tensor:
+    """Rows of a query or key projection for rotation of neighbours (Meta, llama.cpp) -> for rotation of halves (Hugging Face)."""
+    rows = tensor.reshape(heads, tensor.shape[0] // heads // 2, 2, *tensor.shape[1:])
+    return rows.transpose(1, 2).reshape(tensor.shape)

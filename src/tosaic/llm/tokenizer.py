@@ -1,0 +1,182 @@
+"""Text to token ids and back: tokenizer.json of Hugging Face folders, or what a GGUF file has inside; chat templates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from tosaic.errors import InputError
+from tosaic.llm.checkpoint import read_config
+
+try:
+    import tokenizers
+    from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+except ImportError:
+    raise InputError("language models need the package tokenizers", remedy="pip install 'tosaic[llm]'") from None
+
+_CONTROL, _USER_DEFINED = 3, 4  # token types of GGUF
+# how text is split before byte-pair encoding, by GGUF's name for it; {n} is how many digits go together
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_SPLITS = {"llama-bpe": _WORDS % "{1,3}", "llama3": _WORDS % "{1,3}", "smaug-bpe": _WORDS % "{1,3}", "qwen2": _WORDS % ""}
+_SINGLE_DIGITS = ("smollm", "refact", "starcoder", "command-r")
+
+
+@dataclass
+class Tokenizer:
+    """A tokenizer with what generation needs beside it.
+
+    Attributes:
+        end: ids of tokens that end a text or a turn.
+        start: a token that stands in front of each text, where the tokenizer does not put it there itself.
+        template: the chat template (Jinja), if there is one.
+        names: bos_token and eos_token as the template names them.
+    """
+
+    model: tokenizers.Tokenizer
+    end: frozenset[int]
+    start: int | None = None
+    template: str | None = None
+    names: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """How many ids there are."""
+        return self.model.get_vocab_size()
+
+    def encode(self, text: str, start: bool = True) -> list[int]:
+        """Token ids of a text; `start` puts what the model expects at the beginning in front."""
+        ids = self.model.encode(text, add_special_tokens=start).ids
+        return [self.start, *ids] if start and self.start is not None and ids[:1] != [self.start] else ids
+
+    def decode(self, ids: Sequence[int], special: bool = False) -> str:
+        """The text of token ids; `special` shows control tokens."""
+        return self.model.decode(list(ids), skip_special_tokens=not special)
+
+    def chat(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """Messages ({"role": ..., "content": ...}) as one text that ends where the assistant speaks.
+
+        Raises:
+            InputError: there is no chat template, or it refuses the messages.
+        """
+        if self.template is None:
+            raise InputError("the checkpoint has no chat template", remedy="give the text as it is, without --chat")
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+
+        def refuse(why: str) -> None:
+            raise TemplateError(why)
+
+        environment.globals["raise_exception"] = refuse
+        try:
+            return environment.from_string(self.template).render(messages=list(messages), add_generation_prompt=True, **self.names)
+        except TemplateError as error:
+            raise InputError(f"the checkpoint's chat template fails: {error}") from None
+
+
+def open_tokenizer(path: Path | str) -> Tokenizer:
+    """The tokenizer of a checkpoint: a folder or file with tokenizer.json, or a .gguf file.
+
+    Raises:
+        InputError: there is none, or it is of a kind that is not known.
+    """
+    path = Path(path)
+    if path.suffix == ".gguf":
+        from tosaic.llm.gguf_file import GgufCheckpoint
+
+        return from_gguf(GgufCheckpoint(path).fields)
+    file = path if path.name.endswith(".json") else (path if path.is_dir() else path.parent) / "tokenizer.json"
+    if not file.is_file():
+        remedy = "name it with base.tokenizer_path; it is the tokenizer.json that Hugging Face's tokenizers write"
+        raise InputError(f"no tokenizer: {file} does not exist", remedy=remedy)
+    return _from_folder(file)
+
+
+def _from_folder(file: Path) -> Tokenizer:
+    try:
+        model = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises this class itself
+        raise InputError(f"{file} is no usable tokenizer: {error}") from None
+    beside = {name: file.with_name(name) for name in ("tokenizer_config.json", "generation_config.json", "chat_template.jinja")}
+    config = read_config(beside["tokenizer_config.json"]) if beside["tokenizer_config.json"].is_file() else {}
+    generation = read_config(beside["generation_config.json"]) if beside["generation_config.json"].is_file() else {}
+    template = beside["chat_template.jinja"].read_text() if beside["chat_template.jinja"].is_file() else config.get("chat_template")
+    if isinstance(template, list):  # several by name
+        template = next((t["template"] for t in template if t.get("name") == "default"), None)
+    names = {key: _content(config[key]) for key in ("bos_token", "eos_token") if config.get(key)}
+    ends = generation.get("eos_token_id")
+    ids = set(ends if isinstance(ends, list) else [ends]) | {model.token_to_id(names["eos_token"]) if "eos_token" in names else None}
+    start = model.token_to_id(names["bos_token"]) if config.get("add_bos_token") and "bos_token" in names else None
+    return Tokenizer(model, frozenset(i for i in ids if i is not None), start, template, names)
+
+
+def _content(token: Any) -> str:
+    return str(token["content"] if isinstance(token, dict) else token)
+
+
+def from_gguf(fields: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer in the metadata of a GGUF file.
+
+    Raises:
+        InputError: the file has none, or one of a kind that is not known.
+    """
+    kind, tokens = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.tokens")
+    if not tokens:
+        raise InputError("the GGUF file has no tokenizer", remedy="name one with base.tokenizer_path")
+    if kind == "gpt2":
+        model = _byte_level(fields, tokens)
+    elif kind == "llama":
+        model = _sentence_piece(fields, tokens)
+    else:
+        raise InputError(
+            f"the GGUF file's tokenizer is of kind '{kind}'; known are gpt2 and llama", remedy="name another with base.tokenizer_path"
+        )
+    types = fields.get("tokenizer.ggml.token_type", [])
+    model.add_special_tokens([AddedToken(t, normalized=False) for t, k in zip(tokens, types, strict=False) if k == _CONTROL])
+    model.add_tokens([AddedToken(t, normalized=False) for t, k in zip(tokens, types, strict=False) if k == _USER_DEFINED])
+    ids = {key: fields.get(f"tokenizer.ggml.{key}_token_id") for key in ("bos", "eos", "eot", "eom")}
+    names = {f"{key}_token": tokens[ids[key]] for key in ("bos", "eos") if ids[key] is not None}
+    add_start = fields.get("tokenizer.ggml.add_bos_token", kind == "llama")
+    end = frozenset(i for key in ("eos", "eot", "eom") if (i := ids[key]) is not None)
+    return Tokenizer(model, end, ids["bos"] if add_start else None, fields.get("tokenizer.chat_template"), names)
+
+
+def _byte_level(fields: Mapping[str, Any], tokens: list[str]) -> tokenizers.Tokenizer:
+    """Byte-pair encoding of bytes, as GPT-2 has it."""
+    merges = [tuple(merge.split(" ", 1)) for merge in fields.get("tokenizer.ggml.merges", [])]
+    model = tokenizers.Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
+    how = fields.get("tokenizer.ggml.pre", "default")
+    if how in _SPLITS:
+        split = [pre_tokenizers.Split(Regex(_SPLITS[how]), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    elif how in _SINGLE_DIGITS:
+        split = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    elif how in ("default", "gpt-2"):
+        split = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    else:
+        known = ", ".join((*_SPLITS, *_SINGLE_DIGITS, "gpt-2"))
+        raise InputError(
+            f"the GGUF file's tokenizer splits text the way of '{how}'; known are {known}", remedy="name another with base.tokenizer_path"
+        )
+    model.pre_tokenizer = pre_tokenizers.Sequence(split)
+    model.decoder = decoders.ByteLevel()
+    return model
+
+
+def _sentence_piece(fields: Mapping[str, Any], tokens: list[str]) -> tokenizers.Tokenizer:
+    """SentencePiece's byte-pair encoding: the pair whose piece has the best score is merged first."""
+    ids = {token: i for i, token in enumerate(tokens)}
+    scores = fields["tokenizer.ggml.scores"]
+    merges = []
+    for token, i in ids.items():
+        pairs = [(token[:k], token[k:]) for k in range(1, len(token)) if token[:k] in ids and token[k:] in ids]
+        merges += [(-scores[i], ids[a], ids[b], (a, b)) for a, b in pairs]
+    unknown = tokens[fields.get("tokenizer.ggml.unknown_token_id", 0)]
+    model = tokenizers.Tokenizer(models.BPE(ids, [m[-1] for m in sorted(merges)], unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    prefix = [normalizers.Prepend("▁")] if fields.get("tokenizer.ggml.add_space_prefix", True) else []
+    model.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", "▁")])
+    strip = [decoders.Strip(" ", 1, 0)] if prefix else []
+    model.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+    return model
