@@ -26,8 +26,9 @@ is folded. Everything else is refused, all at once, with its place in the model.
 with the int16 extension) where a kind is given; in float (float32, float16, and bfloat16 with the bf16 extension) each operator
 takes the FP profile.
 
-Integer results are equal to the TOSA reference model bit for bit. Against float arithmetic on the dequantized operands, composites and functions
-are tested to these bounds (`tests/ops/test_composites.py`, `test_functions.py`; the rows of `tests/ops/` name their own where they differ):
+Integer results are equal to the TOSA reference model bit for bit. Against float arithmetic on the dequantized operands,
+composites and functions are tested to these bounds (`tests/ops/test_composites.py`, `test_functions.py`; the rows of `tests/ops/`
+name their own where they differ):
 
 | result | bound |
 |---|---|
