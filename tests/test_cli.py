@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 import tosaic
+from tosaic import executors
 from tosaic.cli.main import app
 
 HERE = Path(__file__).parent
@@ -177,25 +178,58 @@ def test_run_prints_and_writes(exported: Path, tmp_path: Path) -> None:
     assert "on the reference" in ok("run", exported, "--input", tmp_path / "x.npy", "--on", "reference")
 
 
+def test_run_takes_a_test_set(exported: Path, folder: Path, tmp_path: Path) -> None:
+    x = np.random.default_rng(0).random((5, *SHAPE[1:]), np.float32)
+    np.save(tmp_path / "x.npy", x)
+    text = ok("run", exported, "--input", tmp_path / "x.npy", "-o", tmp_path / "y.safetensors")
+    assert "output  float32[5, 3, 8, 8]" in text and "for 5 samples" in text
+    y = load_file(tmp_path / "y.safetensors")["output"]
+    artifact = tosaic.load(exported)
+    assert np.array_equal(y, np.concatenate([artifact.run(x[i : i + 1], float_io=True)[0] for i in range(5)]))
+    assert "wrote" in ok("run", exported, "--input", folder, "-o", tmp_path / "pictures-out")
+    assert sorted(p.name for p in (tmp_path / "pictures-out").iterdir()) == [f"{i}.png" for i in range(5)]
+    assert Image.open(tmp_path / "pictures-out" / "0.png").size == (8, 8)
+
+
+def test_run_profiles_the_simulator(exported: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((3, *SHAPE[1:]), np.float32))
+    text = ok("run", exported, "--input", tmp_path / "x.npy", "--profile", "--repeat", 2)
+    kinds = text.partition("operators took")[2]
+    assert "(mean of 3)" in kinds and "CONV2D+RESCALE  1 " in kinds and "TABLE" in kinds
+    [line] = [line for line in kinds.splitlines() if "CONV2D+RESCALE" in line and "%" in line.split()[0]]
+    assert "i8[1,8,8,3]" in line
+    message = cli("run", exported, "--input", tmp_path / "x.npy", "--profile", "--on", "reference")
+    assert message.exit_code == 2 and "--profile times the simulator's operators" in message.stderr
+
+
 def test_verify_compares_all_executors(exported: Path) -> None:
     text = ok("verify", exported)
-    assert text.count("equal in all 192 values") == 2 and "vulkan" in text
-    assert tosaic.load(exported).passport.verified == {"input": "random", "reference": "equal", "vulkan": "equal"}
+    assert text.count("equal in all 192 values") == 2 and "vulkan" in text and "ULP" not in text
+    assert tosaic.load(exported).passport.verified == {"input": "random", "samples": 1, "reference": "equal", "vulkan": "equal"}
 
 
-def test_verify_says_how_many_values_differ(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = tosaic.Artifact.run
+def test_verify_names_the_operator_that_differs(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare = executors.prepare
 
-    def wrong(self: Any, inputs: Any, on: str = "simulator", float_io: bool | None = None) -> list[np.ndarray]:
-        [result] = run(self, inputs, "simulator", float_io)
-        result = result.copy()
-        result.flat[:3] ^= on == "reference"
-        return [result]
+    def wrong(on: str, graph: Any, vgf: bytes | None = None) -> Any:
+        run = prepare("simulator", graph)
+        tables = [i for i, value in enumerate(graph.outputs) for n in graph.nodes if n.output is value and n.op.NAME == "TABLE"]
 
-    monkeypatch.setattr(tosaic.Artifact, "run", wrong)
+        def lying(inputs: Any) -> Any:
+            outputs = [x.copy() for x in run(inputs)]
+            for i in tables or range(len(outputs)):
+                outputs[i].flat[:3] ^= on == "reference"
+            return outputs
+
+        return lying
+
+    monkeypatch.setattr("tosaic.artifact.prepare", wrong)
+    monkeypatch.setattr("tosaic.verification.prepare", wrong)
     result = cli("verify", exported)
     assert result.exit_code == 1
     assert "reference  output: 3 of 192 values differ, by 1 at most" in result.stdout
+    found = result.stdout.partition("the first operator whose result differs on reference:")[2]
+    assert "TABLE(" in found and "at [0, 0, 0, 0]: simulator " in found
 
 
 def test_inspect(exported: Path, tmp_path: Path) -> None:

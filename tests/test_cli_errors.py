@@ -212,7 +212,7 @@ def test_running(fails: Any, exported: Path, tmp_path: Path) -> None:
     assert "--on: expected 'simulator', 'reference' or 'vulkan'" in message("--input", tmp_path / "x.npy", "--on", "gpu")
     assert "--repeat: expected at least 1" in message("--input", tmp_path / "x.npy", "--repeat", 0)
     assert "a .png holds real values of shape" in message("--input", tmp_path / "x.npy", "-o", tmp_path / "y.png")
-    assert "the suffix is none of .npz, .npy, .png" in message("--input", tmp_path / "x.npy", "-o", tmp_path / "y.txt")
+    assert "the suffix is none of .npz, .npy, .safetensors, .png" in message("--input", tmp_path / "x.npy", "-o", tmp_path / "y.txt")
 
 
 def test_files(fails: Any, tmp_path: Path) -> None:

@@ -13,7 +13,14 @@ import tosaic
 ROOT = Path(tosaic.__file__).parent
 STAGES = {"capture", "quantization", "lower", "optimize", "emit", "execute", "report"}
 # what each layer may import of the package, besides itself and what is in all lower layers
-LAYERS = [{"errors"}, {"tosa", "converter", "operators"}, STAGES, {"compiler", "artifact", "scoring", "zoo"}, {"llm", "demo"}, {"cli"}]
+LAYERS = [
+    {"errors"},
+    {"tosa", "converter", "operators"},
+    STAGES,
+    {"compiler", "artifact", "executors", "verification", "scoring", "zoo"},
+    {"llm", "demo"},
+    {"cli"},
+]
 # `cli/models.py` looks at what a user's function returned, and is imported late
 TORCH = {"operators", "capture", "quantization", "lower", "execute", "compiler", "scoring", "zoo", "demo", "llm"}
 TORCH_FILES = {"cli/models.py"}

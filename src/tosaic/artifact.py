@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,12 +19,15 @@ from tosaic.emit.flatbuffer import serialize
 from tosaic.emit.passport import Passport, PortRecord, encode_passport, passport_path, read_passport
 from tosaic.emit.read import read_tosa, read_vgf
 from tosaic.emit.vgf import to_vgf
-from tosaic.errors import ExecuteError, InputError
-from tosaic.execute.reference import Reference
-from tosaic.tosa.graph import Graph, Value
+from tosaic.errors import InputError
+from tosaic.executors import EXECUTORS, Run, prepare
+from tosaic.tosa.graph import Graph, Node, Value
 from tosaic.tosa.types import DType
 
-EXECUTORS = ("simulator", "reference", "vulkan")
+if TYPE_CHECKING:
+    from tosaic.verification import Verification
+
+Timer = Callable[[tuple[Node, ...], float], None]
 _HALVES = (DType.FP16, DType.BF16)
 _HALF_TYPES = tuple(dtype.numpy for dtype in _HALVES)
 _VERSIONED = ("tosaic", "torch", "torchao", "tosa-tools", "ai-ml-sdk-model-converter", "ai-ml-sdk-vgf-library")
@@ -65,18 +68,29 @@ class Artifact:
         self.path = path
         return path
 
-    def run(self, inputs: Any, on: str = "simulator", float_io: bool | None = None) -> list[np.ndarray]:
+    def run(
+        self,
+        inputs: Any,
+        on: str = "simulator",
+        float_io: bool | None = None,
+        *,
+        timer: Timer | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[np.ndarray]:
         """Run on one executor.
 
         Args:
-            inputs: arrays or tensors in order, one alone, or a mapping by input name.
+            inputs: arrays or tensors in order, one alone, or a mapping by input name. Arrays that are longer along the first axis
+                than the artifact's inputs are so many samples (one that is not serves all of them).
             on: "simulator", "reference" (Arm's TOSA reference model) or "vulkan".
             float_io: True: float inputs are quantized and outputs dequantized by the passport's scales, and float16 and bfloat16 ones
                 converted from and to float32; False: stored values in and out; None: decided by whether an input is float, and not
                 of the artifact's own type.
+            timer: of the simulator's operators (`report.profile.Profile` adds its times up).
+            progress: called with the number of samples that are done.
 
         Returns:
-            One array for each output (bfloat16 as numpy has it from `ml_dtypes`).
+            One array for each output (bfloat16 as numpy has it from `ml_dtypes`), samples joined along the first axis.
 
         Raises:
             InputError: an input is missing or has another shape or type.
@@ -84,16 +98,73 @@ class Artifact:
         """
         if on not in EXECUTORS:
             raise InputError(f"unknown executor '{on}'", remedy=f"known are {', '.join(EXECUTORS)}")
-        arrays = self._arrays(inputs)
+        if timer is not None and on != "simulator":
+            raise InputError(f"operators are timed on the simulator, and not on {on}", remedy="leave the timer out")
+        arrays = self.arrays(inputs)
         if float_io is None:
             float_io = any(is_float(a) and a.dtype != v.dtype.numpy for a, v in zip(arrays, self.graph.inputs, strict=True))
-        stored = [self._stored(a, p, v, float_io) for a, p, v in zip(arrays, self.passport.inputs, self.graph.inputs, strict=True)]
-        outputs = self._executor(on)(stored)
-        if not float_io:
-            return outputs
-        return [dequantize(o, p) for o, p in zip(outputs, self.passport.outputs, strict=True)]
+        run = self.executor(on) if timer is None else functools.partial(self.executor(on), timer=timer)
+        found = []
+        for sample in self.split(arrays):
+            stored = [self._stored(a, p, v, float_io) for a, p, v in zip(sample, self.passport.inputs, self.graph.inputs, strict=True)]
+            outputs = run(stored)
+            if float_io:
+                outputs = [dequantize(o, p) for o, p in zip(outputs, self.passport.outputs, strict=True)]
+            found.append(outputs)
+            if progress is not None:
+                progress(len(found))
+        return found[0] if len(found) == 1 else [_joined(parts) for parts in zip(*found, strict=True)]
 
-    def _arrays(self, inputs: Any) -> list[np.ndarray]:
+    def verify(
+        self,
+        inputs: Any = None,
+        *,
+        on: Sequence[str] = EXECUTORS[1:],
+        tolerance: float | None = None,
+        each: bool = False,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> Verification:
+        """Run the same inputs through the simulator and other executors; see `tosaic.verification.verify`.
+
+        The passport notes the result (`save`, or `write_passport` for a file that is there, writes it).
+        """
+        from tosaic.verification import verify
+
+        found = verify(self, inputs, on=on, tolerance=tolerance, each=each, progress=progress)
+        self.passport.verified = found.record()
+        return found
+
+    def samples(self, inputs: Any) -> Iterator[list[np.ndarray]]:
+        """The stored inputs of each sample, in the types of the graph; float arrays are quantized by the passport's scales.
+
+        Args:
+            inputs: as for `run`.
+
+        Raises:
+            InputError: an input is missing or has another shape or type.
+        """
+        for sample in self.split(self.arrays(inputs)):
+            yield [
+                self._stored(a, p, v, is_float(a) and a.dtype != v.dtype.numpy)
+                for a, p, v in zip(sample, self.passport.inputs, self.graph.inputs, strict=True)
+            ]
+
+    def location(self, node: Node) -> str:
+        """Where an operator comes from in the user's model: aten operator, module, file and line; empty where it is not known."""
+        return str(node.location or "")
+
+    def executor(self, on: str) -> Run:
+        """The graph made ready for one executor; it is kept."""
+        if on not in self._executors:
+            self._executors[on] = prepare(on, self.graph, self._file() if on == "vulkan" else None)
+        return self._executors[on]
+
+    def arrays(self, inputs: Any) -> list[np.ndarray]:
+        """`inputs`, as `run` takes them, in the order of the graph's.
+
+        Raises:
+            InputError: one is missing, or there is one too many.
+        """
         names = [p.name for p in self.passport.inputs]
         if isinstance(inputs, Mapping):
             missing, unknown = [n for n in names if n not in inputs], [n for n in inputs if n not in names]
@@ -105,6 +176,24 @@ class Artifact:
         if len(inputs) != len(names):
             raise InputError(f"the artifact takes {len(names)} inputs ({', '.join(names)}), found {len(inputs)}")
         return [_array(x) for x in inputs]
+
+    def split(self, arrays: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+        """Samples of the artifact's own batch size, cut along the first axis; what does not fit is left to be refused.
+
+        Raises:
+            InputError: the arrays hold different numbers of samples, or a part of a batch.
+        """
+        counts = [_samples(a, p, v) for a, p, v in zip(arrays, self.passport.inputs, self.graph.inputs, strict=True)]
+        count = max(counts, default=1)
+        if any(c not in (1, count) for c in counts):
+            found = ", ".join(f"{p.name} {c}" for p, c in zip(self.passport.inputs, counts, strict=True))
+            raise InputError(f"the inputs hold different numbers of samples: {found}")
+
+        def part(array: np.ndarray, own: int, i: int) -> np.ndarray:
+            size = len(array) // own if own > 1 else 0
+            return array[i * size : (i + 1) * size] if own > 1 else array
+
+        return [[part(a, own, i) for a, own in zip(arrays, counts, strict=True)] for i in range(count)]
 
     def _stored(self, array: np.ndarray, port: PortRecord, value: Value, float_io: bool) -> np.ndarray:
         if port.layout == "nhwc" and array.ndim == 4:
@@ -130,34 +219,29 @@ class Artifact:
             raise InputError(f"input '{port.name}': expected {value.dtype.numpy}, found {array.dtype}", remedy=hint)
         return np.ascontiguousarray(array).reshape(array.shape)  # numpy makes scalars 1-d here
 
-    def _executor(self, on: str) -> Any:
-        if on not in self._executors:
-            self._executors[on] = {"simulator": self._simulator, "reference": self._reference, "vulkan": self._vulkan}[on]()
-        return self._executors[on]
-
-    def _simulator(self) -> Any:
-        from tosaic.execute.simulator import Simulator
-
-        return Simulator(self.graph).run
-
-    def _reference(self) -> Any:
-        tosa, model = serialize(self.graph), Reference()
-        outputs = self.graph.outputs
-        return lambda inputs: model.run(tosa, inputs, [v.dtype.numpy for v in outputs], [v.shape for v in outputs])
-
-    def _vulkan(self) -> Any:
-        from tosaic.execute.vulkan import Vulkan, available
-
-        if (reason := available()) is not None:
-            raise ExecuteError(f"Vulkan cannot run here: {reason}", remedy="tosaic doctor says what is missing")
+    def _file(self) -> bytes | None:
+        """The bytes of the `.vgf` that it was read from or saved to, if they are still there."""
         # a copy: another artifact may be saved under the same name while this one is in use
-        data = self.path.read_bytes() if self.path is not None and self.path.is_file() else b""
-        if self.path is None or self.path.suffix != ".vgf" or hashlib.sha256(data).hexdigest() != self.passport.sha256:
-            data = to_vgf(self.graph)
-        self._scratch = tempfile.TemporaryDirectory(prefix="tosaic-")
-        path = Path(self._scratch.name) / "model.vgf"
-        path.write_bytes(data)
-        return Vulkan(path).run
+        data = self.path.read_bytes() if self.path is not None and self.path.suffix == ".vgf" and self.path.is_file() else b""
+        return data if hashlib.sha256(data).hexdigest() == self.passport.sha256 else None
+
+
+def _samples(array: np.ndarray, port: PortRecord, value: Value) -> int:
+    """How many samples an array holds."""
+    shape = value.shape
+    rests = [shape[1:]] + ([(shape[3], *shape[1:3])] if port.layout == "nhwc" and len(shape) == 4 else [])
+    if array.ndim != len(shape) or not shape or array.shape[1:] not in rests or len(array) <= shape[0]:
+        return 1
+    if len(array) % shape[0]:
+        raise InputError(
+            f"input '{port.name}' holds {len(array)} samples, which are no whole batches of {shape[0]}", remedy="cut or pad them"
+        )
+    return len(array) // shape[0]
+
+
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """An output of several samples, along its first axis (a new one for scalars)."""
+    return np.concatenate(parts) if parts[0].ndim else np.stack(parts)
 
 
 def _array(x: Any) -> np.ndarray:

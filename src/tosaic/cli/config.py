@@ -115,6 +115,7 @@ class RunOptions(ImageOptions):
     float_io: bool | None = Field(default=None, alias="float")
     output: Path | None = None
     repeat: Positive = 1
+    profile: bool = False
 
 
 class VerifyOptions(ImageOptions):
@@ -122,6 +123,8 @@ class VerifyOptions(ImageOptions):
 
     file: Path
     input: Texts = []
+    ulp: Annotated[float, Field(ge=0)] | None = None
+    each: bool = False
 
 
 class InspectOptions(Options):

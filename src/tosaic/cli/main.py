@@ -147,6 +147,7 @@ def run_file(
     float: o.FloatIo = None,
     output: o.Result = None,
     repeat: o.Repeat = None,
+    profile: o.Profile = None,
     image_mean: o.ImageMean = None,
     image_std: o.ImageStd = None,
     config: o.Config = None,
@@ -162,13 +163,15 @@ def run_file(
 def verify(
     file: o.FileArg = None,
     input: o.Inputs = None,
+    ulp: o.Ulp = None,
+    each: o.EachOperator = None,
     image_mean: o.ImageMean = None,
     image_std: o.ImageStd = None,
     config: o.Config = None,
 ) -> None:
-    """Run a file everywhere, and say whether all agree; random input, if none is given. Exit code 1 if not."""
+    """Run a file on every executor, and name the first operator that differs; random input, if none is given. Exit code 1 if any does."""
     options = _resolved("VerifyOptions", **locals())
-    from tosaic.cli import run as command
+    from tosaic.cli import verify as command
 
     if not command.verify(options):
         raise typer.Exit(1)

@@ -95,7 +95,12 @@ Train = Annotated[
 FileArg = Annotated[Path | None, Argument(metavar="FILE", help="A .vgf or .tosa file.")]
 Inputs = Annotated[
     list[str] | None,
-    Option("--input", "-i", metavar="[NAME=]FILE", help="An input: .npy, .npz, .safetensors or an image (repeat for each input)."),
+    Option(
+        "--input",
+        "-i",
+        metavar="[NAME=]FILE",
+        help="An input: .npy, .npz, .safetensors, an image or a folder of images, for one sample or many (repeat for each input).",
+    ),
 ]
 On = Annotated[str | None, Option("--on", metavar="simulator|reference|vulkan", show_default="simulator", help="Where to run.")]
 FloatIo = Annotated[
@@ -107,10 +112,24 @@ FloatIo = Annotated[
     ),
 ]
 Result = Annotated[
-    Path | None, Option("--output", "-o", metavar="FILE", help="Write the outputs: .npz, .npy (one output) or .png (one image).")
+    Path | None,
+    Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="Write the outputs: .npz, .safetensors, .npy (one output), .png (one image), or a folder of images.",
+    ),
 ]
 Repeat = Annotated[
     int | None, Option("--repeat", metavar="N", show_default="1", help="Run so many times, and print the median of all but the first.")
+]
+Profile = Annotated[bool | None, Option("--profile", show_default=False, help="Print where the simulator's time goes, by operator.")]
+Ulp = Annotated[
+    float | None,
+    Option("--ulp", metavar="N", show_default="64, or 4 for 16-bit types", help="How far floats may be apart, in units in the last place."),
+]
+EachOperator = Annotated[
+    bool | None, Option("--each", show_default=False, help="Compare the result of each operator too, which equal outputs may hide.")
 ]
 AsText = Annotated[bool | None, Option("--text", show_default=False, help="Print the graph.")]
 AsJson = Annotated[bool | None, Option("--json", show_default=False, help="Print everything as JSON.")]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import time
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from tosaic.artifact import EXECUTORS, Artifact, dequantize, quantize
-from tosaic.execute import vulkan
+from tosaic.artifact import Artifact, dequantize, quantize
 from tosaic.execute.compare import difference
-from tosaic.execute.devices import devices
+from tosaic.executors import EXECUTORS, description, missing
 from tosaic.report.facts import Check
 
 
@@ -32,7 +30,7 @@ def prove(
     expected: dict[str, np.ndarray] = {}
     checks, done = [], 0
     for executor in EXECUTORS:
-        if executor == "vulkan" and (reason := vulkan.available()) is not None:
+        if (reason := missing(executor)) is not None:
             checks.append(Check(executor, None, 0, reason, 0.0))
             continue
         begin, values, wrong = time.perf_counter(), 0, []
@@ -41,19 +39,9 @@ def prove(
             compared = difference(expected.setdefault(name, found), found)
             values += compared.size
             if not compared.agrees:
-                wrong.append(f"{name}: {compared.count:,} of {compared.size:,} values differ, by at most {compared.largest:g}")
+                wrong.append(f"{name}: {compared}")
             done += 1
             progress(done)
-        detail = "; ".join(wrong) or _what_it_is(executor)
+        detail = "; ".join(wrong) or description(executor)
         checks.append(Check(executor, not wrong, values, detail, time.perf_counter() - begin))
     return {name: dequantize(value, port_out) for name, value in expected.items()}, tuple(checks)
-
-
-def _what_it_is(executor: str) -> str:
-    if executor == "simulator":
-        return f"tosaic {importlib.metadata.version('tosaic')}; what the others are compared with"
-    if executor == "reference":
-        return f"Arm's TOSA reference model, tosa-tools {importlib.metadata.version('tosa-tools')}"
-    device = devices()[0]
-    layers = "" if device.native else f", Arm's emulation layers {importlib.metadata.version('ai-ml-emulation-layer-for-vulkan')}"
-    return f"{device}{layers}"

@@ -1,0 +1,158 @@
+"""Where two executors part: the first operator whose result differs.
+
+The graph is run in pieces. Each piece gets the simulator's values as its inputs and gives the result of each of its operators,
+so that an operator that is wrong is wrong by itself, and nothing before it can hide it or be taken for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tosaic.errors import TosaicError
+from tosaic.execute.compare import Difference, difference
+from tosaic.execute.simulator import evaluate
+from tosaic.tosa.graph import Graph, Node, Value
+
+Run = Callable[[Graph, Sequence[np.ndarray]], list[np.ndarray]]
+NODES, BYTES = 24, 1 << 28  # of one piece
+
+
+@dataclass(frozen=True)
+class Finding:
+    """An operator whose result is wrong, or that the executor fails on.
+
+    Attributes:
+        node: the operator.
+        difference: of its result; None where the executor failed.
+        failure: what the executor said.
+        alone: the operator itself got equal inputs; False: everything from the graph's inputs to this operator was run as one,
+            and each operator by itself is right (the executor joins operators, or float differences add up).
+    """
+
+    node: Node
+    difference: Difference | None
+    failure: str = ""
+    alone: bool = True
+
+
+def cut(nodes: Sequence[Node], outputs: Sequence[Value] | None = None) -> Graph:
+    """Nodes of a graph, in its order, as a graph of their own.
+
+    Args:
+        outputs: what it gives; without them every node's result.
+    """
+    made = {node.output for node in nodes}
+    read = dict.fromkeys(v for node in nodes for v in node.inputs if not v.is_const and v not in made)
+    return Graph("part", list(read), list(outputs if outputs is not None else (n.output for n in nodes)), list(nodes))
+
+
+def first_difference(
+    graph: Graph, inputs: Sequence[np.ndarray], run: Run, tolerance: float | None = None, progress: Callable[[int], None] | None = None
+) -> Finding | None:
+    """The first operator that `run` computes differently from the simulator when given the same inputs; None if there is none.
+
+    Args:
+        inputs: of the graph, with its own types.
+        run: an executor: runs any graph.
+        tolerance: of floats, see `compare.difference`.
+        progress: called with the number of operators that are done.
+    """
+    values: dict[Value, np.ndarray] = dict(zip(graph.inputs, inputs, strict=True))
+    last = {value: i for i, node in enumerate(graph.nodes) for value in node.inputs}
+    done = 0
+    for nodes in _pieces(graph):
+        piece = cut(nodes)
+        given = [values[v] for v in piece.inputs]
+        expected = evaluate(piece, given)
+        if (finding := _compared(piece, given, expected, run, tolerance)) is not None:
+            return finding
+        done += len(nodes)
+        values |= zip(piece.outputs, expected, strict=True)
+        values = {v: array for v, array in values.items() if last.get(v, -1) >= done}
+        if progress is not None:
+            progress(done)
+    return None
+
+
+def _pieces(graph: Graph) -> Iterator[list[Node]]:
+    nodes: list[Node] = []
+    size = 0
+    for node in graph.nodes:
+        nbytes = node.output.type.size * node.output.dtype.numpy.itemsize
+        if nodes and (len(nodes) == NODES or size + nbytes > BYTES):
+            yield nodes
+            nodes, size = [], 0
+        nodes.append(node)
+        size += nbytes
+    if nodes:
+        yield nodes
+
+
+def _compared(piece: Graph, given: list[np.ndarray], expected: list[np.ndarray], run: Run, tolerance: float | None) -> Finding | None:
+    """What is wrong with a piece; where the executor fails, in the first half that it fails on."""
+    try:
+        found = run(piece, given)
+    except TosaicError as error:
+        if len(piece.nodes) == 1:
+            return Finding(piece.nodes[0], None, error.what)
+        values = dict(zip((*piece.inputs, *piece.outputs), (*given, *expected), strict=True))
+        middle = len(piece.nodes) // 2
+        for nodes in (piece.nodes[:middle], piece.nodes[middle:]):
+            half = cut(nodes)
+            finding = _compared(half, [values[v] for v in half.inputs], [values[v] for v in half.outputs], run, tolerance)
+            if finding is not None:
+                return finding
+        return None
+    for node, a, b in zip(piece.nodes, expected, found, strict=True):
+        compared = difference(a, b, tolerance)
+        if not compared.agrees:
+            return Finding(node, compared)
+    return None
+
+
+def first_prefix(graph: Graph, output: Value, inputs: Sequence[np.ndarray], run: Run, tolerance: float | None = None) -> Finding | None:
+    """The shortest part from the graph's inputs on whose result differs, by bisection; None where not even `output` does.
+
+    For differences that no operator shows by itself. Bisection takes it that what is wrong stays wrong; where it does not, some
+    operator is named before which all is well and behind which it is not.
+
+    Args:
+        output: a value of the graph that was seen to differ.
+    """
+    given = dict(zip(graph.inputs, inputs, strict=True))
+
+    def at(nodes: Sequence[Node]) -> Finding | None:
+        part = _reaching(nodes)
+        arrays = [given[v] for v in part.inputs]
+        [expected] = evaluate(part, arrays)
+        try:
+            compared = difference(expected, run(part, arrays)[0], tolerance)
+        except TosaicError as error:
+            return Finding(nodes[-1], None, error.what, alone=False)
+        return None if compared.agrees else Finding(nodes[-1], compared, alone=False)
+
+    end = next((i for i, node in enumerate(graph.nodes) if node.output is output), None)
+    if end is None:
+        return None
+    nodes = _reaching(graph.nodes[: end + 1]).nodes
+    finding = at(nodes)
+    good, bad = -1, len(nodes) - 1
+    while finding is not None and bad - good > 1:
+        middle = (good + bad) // 2
+        earlier = at(nodes[: middle + 1])
+        good, bad, finding = (middle, bad, finding) if earlier is None else (good, middle, earlier)
+    return finding
+
+
+def _reaching(nodes: Sequence[Node]) -> Graph:
+    """What the last of `nodes` depends on among them, with its result as the only output."""
+    wanted = {nodes[-1].output}
+    kept = []
+    for node in reversed(nodes):
+        if node.output in wanted:
+            wanted.update(node.inputs)
+            kept.append(node)
+    return cut(kept[::-1], [nodes[-1].output])

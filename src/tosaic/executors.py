@@ -1,0 +1,92 @@
+"""The three ways to run a graph: the simulator, Arm's TOSA reference model, and Vulkan."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tosaic.emit.flatbuffer import serialize
+from tosaic.emit.vgf import to_vgf
+from tosaic.errors import ExecuteError
+from tosaic.execute.reference import Reference
+from tosaic.tosa.graph import Graph
+
+EXECUTORS = ("simulator", "reference", "vulkan")
+TITLES = {"simulator": "the simulator", "reference": "the reference model", "vulkan": "Vulkan"}
+
+Run = Callable[..., list[np.ndarray]]  # takes a sequence of arrays; the simulator also a timer
+
+
+def prepare(on: str, graph: Graph, vgf: bytes | None = None) -> Run:
+    """A graph made ready to run many times on one executor; arrays in and out have the graph's own types and shapes.
+
+    Args:
+        vgf: the file that holds the graph, for Vulkan; without it one is written.
+
+    Raises:
+        ExecuteError: the executor is not there.
+    """
+    return _PREPARE[on](graph, vgf)
+
+
+def missing(on: str) -> str | None:
+    """Why an executor cannot run here, and the remedy; None if it can."""
+    if on != "vulkan":
+        return None
+    from tosaic.execute.vulkan import available
+
+    return available()
+
+
+def description(on: str) -> str:
+    """What an executor is: its version, its device."""
+    if on == "simulator":
+        return f"tosaic {importlib.metadata.version('tosaic')}"
+    if on == "reference":
+        return f"Arm's TOSA reference model, tosa-tools {importlib.metadata.version('tosa-tools')}"
+    from tosaic.execute.devices import devices
+
+    device = devices()[0]
+    layers = "" if device.native else f", Arm's emulation layers {importlib.metadata.version('ai-ml-emulation-layer-for-vulkan')}"
+    return f"{device}{layers}"
+
+
+def _simulator(graph: Graph, vgf: bytes | None) -> Run:
+    from tosaic.execute.simulator import Simulator  # late: torch
+
+    return Simulator(graph).run
+
+
+@functools.cache
+def _model() -> Reference:
+    return Reference()
+
+
+def _reference(graph: Graph, vgf: bytes | None) -> Run:
+    tosa = serialize(graph)
+    dtypes, shapes = [v.dtype.numpy for v in graph.outputs], [v.shape for v in graph.outputs]
+    return lambda inputs: _model().run(tosa, inputs, dtypes, shapes)
+
+
+def _vulkan(graph: Graph, vgf: bytes | None) -> Run:
+    from tosaic.execute.vulkan import Vulkan
+
+    if (reason := missing("vulkan")) is not None:
+        raise ExecuteError(f"Vulkan cannot run here: {reason}", remedy="tosaic doctor says what is missing")
+    folder = tempfile.TemporaryDirectory(prefix="tosaic-")
+    path = Path(folder.name) / "model.vgf"
+    path.write_bytes(to_vgf(graph) if vgf is None else vgf)
+    device = Vulkan(path)
+
+    def run(inputs: Sequence[np.ndarray], _holds: tempfile.TemporaryDirectory[str] = folder) -> list[np.ndarray]:
+        return device.run(inputs)
+
+    return run
+
+
+_PREPARE: dict[str, Callable[[Graph, bytes | None], Run]] = {"simulator": _simulator, "reference": _reference, "vulkan": _vulkan}
