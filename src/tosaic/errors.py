@@ -15,6 +15,7 @@ Every message says what is wrong, where, and what to do about it. The command li
 
 from __future__ import annotations
 
+import functools
 import sysconfig
 from pathlib import Path
 from types import TracebackType
@@ -88,6 +89,7 @@ def place_of(error: BaseException) -> str | None:
     return found
 
 
+@functools.cache
 def is_library(file: str) -> bool:
     """Whether a source file is not the user's own: installed, generated, or this package."""
     return file.startswith("<") or any(Path(file).is_relative_to(p) for p in _NOT_THE_USERS)

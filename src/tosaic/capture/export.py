@@ -93,13 +93,22 @@ def capture(
             raise InputError(f"the model is {type(model).__name__}, expected a torch.nn.Module or a program of torch.export")
         if example_inputs is None:
             raise InputError("example inputs are missing", remedy="pass example_inputs=(tensor, ...), with the shapes to compile for")
-        program = _export(model, as_inputs(example_inputs))
+        program = exported(model, as_inputs(example_inputs))
     inputs = as_inputs(example_inputs)
     for leaf in pytree.tree_leaves(inputs):
         if not isinstance(leaf, torch.Tensor):
             raise InputError(f"an input is not a tensor but {type(leaf).__name__}", remedy="set it as an attribute of the model")
         if leaf.is_floating_point() and leaf.dtype not in _FLOATS:
             raise InputError(f"an input has type {leaf.dtype}, which TOSA lacks", remedy="use model.float() and float32 inputs")
+    return as_captured(program, decomposed(program, keep), inputs)
+
+
+def decomposed(program: torch.export.ExportedProgram, keep: Collection[torch._ops.OpOverload]) -> torch.fx.GraphModule:
+    """A program in Core ATen, except the operators in `keep`, as a flat module whose parameters are get_attr nodes.
+
+    Raises:
+        CaptureError, InputError: see `capture`.
+    """
     _check_static(program)
     _check_finite(program)
     _copy_inputs(program)
@@ -110,12 +119,16 @@ def capture(
     try:
         with warnings.catch_warnings(), _quiet():
             warnings.simplefilter("ignore")
-            module = program.run_decompositions(table).module(check_guards=False)
+            return program.run_decompositions(table).module(check_guards=False)
     except Exception as error:  # whatever torch meets while it traces the program again
         remedy = "--debug shows torch's own report"
         raise CaptureError(
             f"torch.export cannot decompose the model: {_first_line(error)}", where=place_of(error), remedy=remedy
         ) from error
+
+
+def as_captured(program: torch.export.ExportedProgram, module: torch.fx.GraphModule, inputs: Inputs) -> Captured:
+    """What `decomposed` made of a program, rewritten to the operators that `lower` knows, in place."""
     _drop_aliases(module)
     _views_to_reshapes(module)
     without_complex(module)
@@ -139,7 +152,12 @@ def load_program(path: Path) -> torch.export.ExportedProgram:
         raise InputError(f"{path} is not a torch.export program: {_first_line(error)}", remedy="write it with torch.export.save") from error
 
 
-def _export(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
+def exported(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
+    """The program of a module in evaluation mode.
+
+    Raises:
+        CaptureError: torch.export refused the model.
+    """
     modes = {m: m.training for m in model.modules()}
     model.eval()
     reasons: list[Exception] = []

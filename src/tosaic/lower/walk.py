@@ -6,7 +6,9 @@ requantizes it, so that `dequantize -> op -> quantize` becomes integer arithmeti
 
 from __future__ import annotations
 
+import functools
 import operator
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -362,14 +364,16 @@ def location_of(node: Node) -> Location:
     """aten operator, module path, and the user's line (the innermost outside torch)."""
     stack = node.meta.get("nn_module_stack") or {}
     path = next((p for p, _ in reversed(list(stack.values()))), "")
-    frames = [f"{_short(file)}:{line}" for file, line in _FRAME.findall(node.meta.get("stack_trace") or "") if not is_library(file)]
-    return Location(str(node.target), path, frames[-1] if frames else "")
+    frames = reversed(_FRAME.findall(node.meta.get("stack_trace") or ""))
+    source = next((f"{_short(file, os.getcwd())}:{line}" for file, line in frames if not is_library(file)), "")
+    return Location(str(node.target), path, source)
 
 
-def _short(file: str) -> str:
+@functools.cache
+def _short(file: str, folder: str) -> str:
     """A path relative to the working folder, if it is inside: what an artifact records should not depend on the machine."""
     path = Path(file)
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else file
 
 
 def _all_failures(failures: list[tuple[str, str]]) -> UnsupportedError:

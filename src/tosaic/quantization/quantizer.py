@@ -17,6 +17,7 @@ from torch.fx import Node
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer, SharedQuantizationSpec
 
 from tosaic.errors import InputError
+from tosaic.quantization.analysis import constants, depths, feature_maps, is_float, uneven_tables
 from tosaic.quantization.observers import FakeQuantize, Observer
 from tosaic.quantization.rules import RULES, Kind, Rule, aten
 from tosaic.quantization.schemes import INT8, INT16, INT32, PRECISIONS, SCHEMES, WEIGHT8, Precision, Recipe, Scheme, matches
@@ -24,7 +25,6 @@ from tosaic.quantization.schemes import INT8, INT16, INT32, PRECISIONS, SCHEMES,
 _KEY = "quantization_annotation"
 _NARROW = (Kind.MAC, Kind.NARROW, Kind.POOL, Kind.INDEX)
 _SHARES = (Kind.MOVE, Kind.POOL)  # the result has the scale of the input
-_TABLE_DECIBELS = 36.0  # what 8 bits keep of rows without outliers
 _NO_NUMBER = (Kind.INDEX, Kind.COMPARE)  # the result is no real number
 
 
@@ -73,23 +73,30 @@ class TosaQuantizer(Quantizer):
             InputError: an override names nothing in it.
         """
         self._check_overrides(model)
-        self._constant = _constants(model)
-        self._feature_maps = _feature_maps(model)
-        self._depths = _depths(model)
-        self._uneven = _uneven_tables(model)
+        self._constant = constants(model)
+        self._feature_maps = feature_maps(model)
+        self._depths = depths(model)
+        self._uneven = uneven_tables(model)
         for node in model.graph.nodes:
             if node.op == "call_function" or self._is_simulated(node) or _is_dropout(node):
                 self.chosen[node.name] = self._choose(model, node)
-        self._fused = {n for n in model.graph.nodes if self._fuses_with_producer(n)}
+        nodes = list(model.graph.nodes)
+        self._fused = {n for n in nodes if self._fuses_with_producer(n)}
+        self._demand: dict[Node, set[str]] = {}
+        for node in reversed(nodes):
+            self._demand[node] = self._demand_of(node)
+        self._precision = {n: self._precision_of(n) for n in nodes}
         # torchao wants what is shared to come before what shares it: a concatenation has the scale of its first operand
         self._first_of: dict[Node, Node] = {}
-        for node in model.graph.nodes:
+        for node in nodes:
             if (cat := self._only_concatenated(node)) is not None:
                 self._first_of[node] = self._first_of.setdefault(cat, node)
-        for node in model.graph.nodes:
+        self._stored: dict[Node, Precision | None] = {}
+        for node in nodes:
             if node.op == "placeholder":
                 self._annotate_input(node)
-            elif node.name in self.chosen and self.chosen[node.name].scheme is not None:
+            self._stored[node] = self._stored_of(node)
+            if node.name in self.chosen and self.chosen[node.name].scheme is not None:
                 self._annotate_operator(node)
         return model
 
@@ -126,7 +133,7 @@ class TosaQuantizer(Quantizer):
         if rule is None:
             return Chosen(None, None, "no quantization rule")
         if isinstance(value, torch.Tensor) and not value.is_floating_point() and rule.kind not in _NO_NUMBER:
-            if not any(map(_is_float, node.all_input_nodes)):
+            if not any(map(is_float, node.all_input_nodes)):
                 return Chosen(None, None, "integer arithmetic")
             rule = dataclasses.replace(rule, kind=Kind.COMPARE)  # a cast
         is_linear = node.target is aten.linear.default and _module_class(node) in ("Linear", "NonDynamicallyQuantizableLinear")
@@ -170,31 +177,31 @@ class TosaQuantizer(Quantizer):
         divided = user.target is aten.div.Tensor and user.args[0] is node and user.args[1] is not node
         return divided and self._scheme(user) == self._scheme(node)
 
-    def _demand(self, node: Node) -> set[str]:
-        """What the readers of a value want: "narrow", "wide" or "float"."""
+    def _demand_of(self, node: Node) -> set[str]:
+        """What the readers of a value want: "narrow", "wide" or "float". Those of the readers' own values are known."""
         wanted: set[str] = set()
         for user in node.users:
             rule = self._rule(user)
-            if user.target is operator.getitem and not _is_float(user):  # the indices beside sorted values
+            if user.target is operator.getitem and not is_float(user):  # the indices beside sorted values
                 continue
             if user.op == "output":
                 wanted.add("narrow")
             elif rule is None or self._scheme(user) is None:
                 wanted.add("float")
             elif user.target is operator.getitem or rule.kind is Kind.MOVE:
-                wanted |= self._demand(user)
+                wanted |= self._demand[user]
             else:
                 wanted.add("narrow" if rule.kind in _NARROW else "wide")
         return wanted
 
-    def _precision(self, node: Node) -> Precision | None:
+    def _precision_of(self, node: Node) -> Precision | None:
         """Precision at which the value of a quantized operator is stored; None if it is not quantized there."""
         rule, scheme = self._rule(node), self._scheme(node)
         if rule is None or scheme is None or rule.kind in _NO_NUMBER or self._flows_on(node):
             return None
         if any(user in self._fused for user in node.users) or any(self._is_simulated(user) for user in node.users):
             return None
-        demand = self._demand(node)
+        demand = self._demand[node]
         if "float" in demand:
             return None
         wide = "wide" in demand and rule.kind in (Kind.MAC, Kind.WIDE, Kind.CLAMP, Kind.JOIN) and not rule.narrow_result
@@ -211,17 +218,17 @@ class TosaQuantizer(Quantizer):
         schemes = [s for u in node.users if (s := self._scheme(u)) is not None]
         if not schemes and self.recipe.scope == "full" and SCHEMES[self.recipe.scheme].activation is not None:
             schemes = [SCHEMES[self.recipe.scheme]]  # handed on as it is
-        if "float" not in self._demand(node) and schemes:
+        if "float" not in self._demand[node] and schemes:
             widest = max(schemes, key=lambda s: s.activation.dtype.bits)  # type: ignore[union-attr]
             node.meta[_KEY] = QuantizationAnnotation(output_qspec=self._activation(widest.activation, node.name), _annotated=True)
 
     def _annotate_operator(self, node: Node) -> None:
         rule, scheme = self._rule(node), self._scheme(node)
         assert rule is not None and scheme is not None
-        if node.target is operator.getitem and not _is_float(node):
+        if node.target is operator.getitem and not is_float(node):
             return
         if node.target is operator.getitem:
-            share = SharedQuantizationSpec(node.args[0].args[0]) if self._stored(node.args[0].args[0]) else None
+            share = SharedQuantizationSpec(node.args[0].args[0]) if self._stored[node] else None
             node.meta[_KEY] = QuantizationAnnotation(output_qspec=share, _annotated=True)
             return
         annotation = QuantizationAnnotation(_annotated=True)
@@ -243,33 +250,34 @@ class TosaQuantizer(Quantizer):
         for position in rule.inputs:
             argument = node.args[position] if position < len(node.args) else None
             found += argument if isinstance(argument, list | tuple) else [argument]
-        return [n for n in dict.fromkeys(found) if isinstance(n, Node) and n not in self._constant and _is_float(n)]
+        return [n for n in dict.fromkeys(found) if isinstance(n, Node) and n not in self._constant and is_float(n)]
 
-    def _stored(self, node: Node) -> Precision | None:
-        """Precision of the value of any node, as other operators see it."""
+    def _stored_of(self, node: Node) -> Precision | None:
+        """Precision of the value of any node, as other operators see it. Those of the nodes before it are known."""
         if node.op == "placeholder":
             annotation = node.meta.get(_KEY)
             return None if annotation is None else next(p for p in PRECISIONS.values() if p.torch_dtype is annotation.output_qspec.dtype)
         if node.target is operator.getitem:
-            return self._stored(node.args[0].args[0])
+            source = node.args[0].args[0]
+            return self._stored[source] if isinstance(source, Node) else None
         rule = self._rule(node)
         shares = rule is not None and rule.kind in _SHARES
-        if shares and self._scheme(node) is not None and "float" not in self._demand(node):
-            inherited = self._stored(node.args[0])
+        if shares and self._scheme(node) is not None and "float" not in self._demand[node]:
+            inherited = self._stored[node.args[0]]
             if rule.kind is Kind.MOVE and inherited is not None:  # type: ignore[union-attr]
                 return inherited
-        return self._precision(node)
+        return self._precision[node]
 
     def _input_spec(self, node: Node, operand: Node, rule: Rule, scheme: Scheme) -> QuantizationSpec | None:
         if node in self._fused or self._flows_on(operand):
             return None
-        stored = self._stored(operand)
+        stored = self._stored[operand]
         if rule.kind in _NARROW:
             return None if stored == scheme.activation else self._activation(scheme.activation, operand.name)
         return None if stored is not None else self._activation(self._between(scheme), operand.name)
 
     def _output_spec(self, node: Node, rule: Rule, annotation: QuantizationAnnotation) -> object:
-        precision = self._precision(node)
+        precision = self._precision[node]
         if precision is None:
             return None
         if rule.kind in _SHARES:
@@ -286,9 +294,9 @@ class TosaQuantizer(Quantizer):
         reader = self._rule(users[0])
         if reader is None or reader.kind is not Kind.JOIN:
             return None
-        precision = self._precision(node)
+        precision = self._precision[node]
         narrow = precision is not None and precision is not INT32
-        return users[0] if narrow and self._precision(users[0]) == precision else None
+        return users[0] if narrow and self._precision[users[0]] == precision else None
 
     def _activation(self, precision: Precision | None, label: str, fixed: tuple[float, float] | None = None) -> QuantizationSpec:
         assert precision is not None
@@ -321,12 +329,12 @@ class TosaQuantizer(Quantizer):
     def _computed_weight(self, node: Node, weight: Node, scheme: Scheme) -> QuantizationSpec | None:
         """Of a linear, which is a matrix product then: like its input. Convolutions of any input take int8."""
         precision = scheme.activation if node.target is aten.linear.default else INT8
-        return None if self._stored(weight) == precision else self._activation(precision, weight.name)
+        return None if self._stored[weight] == precision else self._activation(precision, weight.name)
 
     def _constant_factors(self, node: Node, rule: Rule) -> list[Node]:
         """Constants among the factors of a matrix product, which has no weights per channel."""
         factors = [node.args[position] for position in rule.inputs]
-        return [n for n in dict.fromkeys(factors) if isinstance(n, Node) and n in self._constant and _is_float(n)]
+        return [n for n in dict.fromkeys(factors) if isinstance(n, Node) and n in self._constant and is_float(n)]
 
     def _weight(self, node: Node, rule: Rule, scheme: Scheme) -> QuantizationSpec:
         weight = scheme.weight
@@ -351,65 +359,6 @@ class TosaQuantizer(Quantizer):
 
 def _is_dropout(node: Node) -> bool:
     return node.op == "call_module" and str(node.target).startswith("dropout_")
-
-
-def _constants(model: torch.fx.GraphModule) -> set[Node]:
-    """Parameters, and what is computed from nothing else: `lower` folds them, so they need no quantization."""
-    found: set[Node] = set()
-    for node in model.graph.nodes:
-        if node.op == "get_attr" or (node.op == "call_function" and found.issuperset(node.all_input_nodes)):
-            found.add(node)
-    return found
-
-
-def _feature_maps(model: torch.fx.GraphModule) -> set[Node]:
-    """Values that have a convolution among the nearest MACs that they come from: too large for more than one TABLE."""
-    found: set[Node] = set()
-    for node in model.graph.nodes:
-        rule = RULES.get(node.target) if node.op == "call_function" else None
-        if rule is not None and rule.kind is Kind.MAC:
-            if node.target is aten.convolution.default:
-                found.add(node)
-        elif not found.isdisjoint(node.all_input_nodes):
-            found.add(node)
-    return found
-
-
-def _depths(model: torch.fx.GraphModule) -> dict[str, float]:
-    """Values that nothing but a softmax reads, through sums with a mask and the like: how far below their largest element matters."""
-    found: dict[str, float] = {}
-    for node in reversed(model.graph.nodes):
-        depths = [_depth_of(user, found) for user in node.users]
-        if depths and None not in depths:
-            found[node.name] = max(depths)  # type: ignore[type-var, assignment]
-    return found
-
-
-def _depth_of(node: Node, found: dict[str, float]) -> float | None:
-    rule = RULES.get(node.target) if node.op == "call_function" else None
-    if rule is None or rule.depth is not None:
-        return rule.depth if rule else None
-    passes = rule.kind in (Kind.MOVE, Kind.JOIN) or node.target in (aten.add.Tensor, aten.sub.Tensor, aten.where.self)
-    return found.get(node.name) if passes else None
-
-
-def _uneven_tables(model: torch.fx.GraphModule) -> set[Node]:
-    """Embeddings whose rows have outliers that leave the rest of a row too few of 8 bits: they are int16."""
-    found: set[Node] = set()
-    for node in model.graph.nodes:
-        if node.target is aten.embedding.default and node.args[0].op == "get_attr":
-            table = functools.reduce(getattr, str(node.args[0].target).split("."), model).detach().float()
-            step = table.abs().amax(1, keepdim=True).clamp(min=1e-30) / 127
-            noise = (table - torch.round(table / step) * step).square().sum(0)
-            ratio = noise / table.square().sum(0).clamp(min=1e-30)  # of each column: outliers must not count for the others
-            if float(ratio.median()) > 10 ** (-_TABLE_DECIBELS / 10):
-                found.add(node)
-    return found
-
-
-def _is_float(node: Node) -> bool:
-    value = node.meta.get("val")
-    return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
 def _constructor(training: bool, **options: object) -> object:

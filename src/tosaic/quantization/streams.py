@@ -29,6 +29,7 @@ def share_scales(observed: GraphModule) -> None:
 
     def find(observer: Observer) -> Observer:
         while leader.setdefault(observer, observer) is not observer:
+            leader[observer] = leader[leader[observer]]  # so that no way stays long
             observer = leader[observer]
         return observer
 
@@ -57,13 +58,17 @@ def _wide_observer(observed: GraphModule, node: Node) -> Observer | None:
 
 def _share(members: list[Observer], only_summed: set[Observer]) -> None:
     """One range for all whose own is near enough to the largest; then for those that are left."""
-    left = sorted(members, key=_reach, reverse=True)
+    left = sorted(((_reach(m), m) for m in members), key=lambda pair: pair[0], reverse=True)
     while left:
-        largest = _reach(left[0])
-        near = [m for m in left if _reach(m) * (_MOST_IN_SUMS if m in only_summed else _MOST) >= largest]
-        for member in near if len(near) > 1 else ():
+        largest = left[0][0]
+        near: list[tuple[float, Observer]] = []
+        far: list[tuple[float, Observer]] = []
+        for reach, member in left:
+            within = reach * (_MOST_IN_SUMS if member in only_summed else _MOST) >= largest
+            (near if within else far).append((reach, member))
+        for _, member in near if len(near) > 1 else ():
             member.low, member.high = torch.tensor(-largest * _ROOM), torch.tensor(largest * _ROOM)
-        left = [m for m in left if m not in near]
+        left = far
 
 
 def _reach(observer: Observer) -> float:
