@@ -53,6 +53,9 @@ def operands(cls: type[ops.Op], dtype: DType) -> Iterator[Case]:
             shape = (2, 2, 3, 1) if cls is ops.DepthwiseConv2d else (2, *(2,) * n, 3)
             for weight in DType:
                 yield cls((1,) * n, (0,) * 2 * n, (1,) * n), (x, of(weight, *shape), of(ops.ACCUMULATOR.get(dtype, dtype), 1))
+        case "FFT2D" | "RFFT2D":
+            x = of(dtype, 1, 4, 4)
+            yield (cls(False), (x, x)) if cls is ops.Fft2d else (cls(), (x,))
         case "MATMUL":
             yield cls(), (of(dtype, 1, 2, 3), of(dtype, 1, 3, 4))
         case "CLAMP":
@@ -99,7 +102,7 @@ def typed(cases: Iterator[Case]) -> list[Case]:
     taken = []
     for op, types in cases:
         try:
-            op.result(*types)
+            op.results(*types)
         except GraphError:
             continue
         taken.append((op, types))
@@ -113,7 +116,7 @@ def graph_of(cases: list[Case]) -> Graph:
         constant = 1 if isinstance(op, ops._Conv | ops.Table) else len(types)
         values = [b.input(f"x{len(b.graph.inputs)}", t.dtype, t.shape) for t in types[:constant]]
         values += [b.const(np.zeros(t.shape), t.dtype) for t in types[constant:]]
-        results.append(b.emit(op, *values))
+        results += b.emit_all(op, *values)
     return b.finish(results)
 
 
@@ -145,6 +148,8 @@ LEVELS: list[Case] = [
         for p in (8192, 8193)
     ),
     *((ops.DepthwiseConv2d((1, 1), (0,) * 4, (1, 1)), (image(1, k), of(DType.INT8, 1, k, 1, 1), of(DType.INT32, 1))) for k in (8192, 8193)),
+    *((ops.RFft2d(), (of(DType.FP32, 1, h, 1),)) for h in (8192, 16384)),
+    *((ops.Fft2d(True), (of(DType.FP32, 1, 1, w),) * 2) for w in (8192, 16384)),
     *((ops.Resize((n, 1, 1, 1), (0, 0), (0, 0), ops.ResizeMode.NEAREST), (image(2, 1),)) for n in (256, 257)),
 ]
 CASES = typed(case for cls in ops.BY_NAME.values() for dtype in DType for case in operands(cls, dtype))
@@ -161,9 +166,9 @@ def functions(text: str, count: int) -> list[str]:
             continue
         used = list(dict.fromkeys(re.findall(r"%\w+", line.partition(" = ")[2])))
         signature = ", ".join(f"{v}: {arguments[v]}" for v in used if v in arguments)
-        result = re.findall(r"tensor<[^>]*>", line)[-1]
-        body = "\n".join([*(lines[v] for v in used if v in constants), line, f"return {name} : {result}"])
-        found.append(f"module {{ func.func @case({signature}) -> {result} {{\n{body}\n}} }}\n")
+        results = ", ".join(re.findall(r"tensor<[^>]*>", line)[-len(name.split(", ")) :])
+        body = "\n".join([*(lines[v] for v in used if v in constants), line, f"return {name} : {results}"])
+        found.append(f"module {{ func.func @case({signature}) -> ({results}) {{\n{body}\n}} }}\n")
     assert len(found) == count
     return found
 
@@ -202,7 +207,7 @@ def refused_by_tosa_opt(modules: list[str], spec: Spec, folder: Path) -> dict[in
 def refused_by_us(cases: list[Case], spec: Spec) -> dict[int, str]:
     refused = {}
     for i, node in enumerate(graph_of(cases).nodes):
-        alone = Graph("alone", [v for v in node.inputs if not v.is_const], [node.output], [node])
+        alone = Graph("alone", [v for v in node.inputs if not v.is_const], [*node.outputs], [node])
         try:
             verify(alone, spec)
         except SpecError as error:
@@ -230,7 +235,7 @@ def test_profiles_and_extensions(text: str, modules: list[str], tmp_path: Path) 
 
 @pytest.mark.parametrize("level", ["8k", "none"])
 def test_levels(level: str, tmp_path: Path) -> None:
-    spec = Spec.parse(f"TOSA-1.0+INT+int16+{level}")
+    spec = Spec.parse(f"TOSA-1.0+INT+FP+int16+fft+{level}")
     cases = modules_of(LEVELS, tmp_path)
     ours, theirs = refused_by_us(LEVELS, spec), refused_by_tosa_opt(cases, spec, tmp_path)
     assert not differences(LEVELS, ours, theirs)

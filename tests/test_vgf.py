@@ -97,6 +97,8 @@ ROWS: list[tuple] = [
     (ops.ReduceProduct(1), x(F32)),
     *((ops.ReduceSum(1), x(d)) for d in (I32, F32)),
     *((ops.Concat(1), x(d), c(d, 2, 6, 4), x(d)) for d in (B, I8, I16, I32, F32)),
+    *((ops.Fft2d(i, i), t(F32, 1, 2, 4), t(F32, 1, 2, 4)) for i in (False, True)),
+    *((ops.RFft2d(bound), t(F32, 1, 2, 4)) for bound in (False, True)),
     (ops.Concat(1), x(I8)),
     *((ops.Pad((1, 0, 0, 2, 1, 1), v), x(d)) for v, d in ((-7, I8), (1, B), (-1.5, F32), (1 << 20, I32))),
     (ops.Reshape((4, 6)), x(I8)),
@@ -157,10 +159,12 @@ def build(row: tuple) -> Graph:
         for i, o in enumerate(operands)
     ]
     with b.at("y", Location("aten.op", "net.0", "net.py:3")):
-        result = b.emit(op, *values, name="inner" if op.result(*(v.type for v in values)).dtype is I48 else "the output")
-        if result.dtype is I48:  # no file carries int48 at its border
-            result = b.emit(ops.Rescale(I16, (30000,), (45,)), result, name="the output")
-    return b.finish([result])
+        types = op.results(*(v.type for v in values))
+        names = ["the output", "another"][: len(types)] if types[0].dtype is not I48 else ["inner"]
+        results = b.emit_all(op, *values, names=names)
+        if types[0].dtype is I48:  # no file carries int48 at its border
+            results = b.emit_all(ops.Rescale(I16, (30000,), (45,)), *results, names=["the output"])
+    return b.finish(results)
 
 
 def inputs_of(graph: Graph, row: tuple, seed: int = 7) -> list[np.ndarray]:

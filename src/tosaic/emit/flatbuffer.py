@@ -38,7 +38,7 @@ class _Writer:
         self.file = ts.TosaSerializer("", targetMajor=1, targetMinor=0, targetPatch=0, targetDraft=False)
         self.block = self.file.currRegion.currBasicBlock
         self.shared: dict[tuple, str] = {}
-        self.taken = {v.name for v in (*graph.inputs, *graph.constants())} | {n.output.name for n in graph.nodes}
+        self.taken = {v.name for v in (*graph.inputs, *graph.constants())} | {v.name for n in graph.nodes for v in n.outputs}
 
     def bytes(self) -> bytes:
         for value in self.graph.inputs:
@@ -46,7 +46,7 @@ class _Writer:
             self.block.addInput(value.name)
         for value in self.graph.constants():
             self._tensor(value)
-            self._operator(ts.Op.CONST, [], value.name, _none("ConstAttribute"), None)
+            self._operator(ts.Op.CONST, [], [value.name], _none("ConstAttribute"), None)
         for node in self.graph.nodes:
             self._node(node)
         for value in self.graph.outputs:
@@ -59,9 +59,9 @@ class _Writer:
         # data goes in as numbers; the serializer packs them by the type
         self.block.addTensor(value.name, list(value.shape), _DTYPE[value.dtype], value.data)
 
-    def _operator(self, op: ts.Op, inputs: list[str], output: str, attribute: object, node: Node | None) -> None:
+    def _operator(self, op: ts.Op, inputs: list[str], outputs: list[str], attribute: object, node: Node | None) -> None:
         location = ts.TosaOpLocation(str(node.location)) if node and node.location else ts.TosaOpLocation()
-        self.block.addOperator(op, inputs, [output], attribute, location)
+        self.block.addOperator(op, inputs, outputs, attribute, location)
 
     def _name(self, base: str) -> str:
         name, n = base, 0
@@ -77,7 +77,7 @@ class _Writer:
         if key not in self.shared:
             value = Value(self._name(f"c{len(self.shared)}"), TensorType(dtype, array.shape), array)
             self._tensor(value)
-            self._operator(ts.Op.CONST, [], value.name, _none("ConstAttribute"), None)
+            self._operator(ts.Op.CONST, [], [value.name], _none("ConstAttribute"), None)
             self.shared[key] = value.name
         return self.shared[key]
 
@@ -87,15 +87,16 @@ class _Writer:
             name = self._name(f"s{len(self.shared)}")
             data = np.array(key[1], dtype=np.int64).tobytes()
             self.block.addShape(name, len(key[1]), np.frombuffer(data, dtype=np.uint8))
-            self._operator(ts.Op.CONST_SHAPE, [], name, _none("ConstShapeAttribute"), None)
+            self._operator(ts.Op.CONST_SHAPE, [], [name], _none("ConstShapeAttribute"), None)
             self.shared[key] = name
         return self.shared[key]
 
     def _node(self, node: Node) -> None:
         op, operands = node.op, [v.name for v in node.inputs]
         extra, attribute = _ENCODE.get(type(op), _plain)(self, op, node)
-        self._tensor(node.output)
-        self._operator(getattr(ts.Op, op.NAME), operands + extra, node.output.name, attribute, node)
+        for value in node.outputs:
+            self._tensor(value)
+        self._operator(getattr(ts.Op, op.NAME), operands + extra, [v.name for v in node.outputs], attribute, node)
 
 
 def _attribute(kind: str, *arguments: object) -> ts.TosaSerializerAttribute:
@@ -122,8 +123,8 @@ def _acc(node: Node) -> ts.DType:
 def _conv(w: _Writer, op: Any, node: Node) -> tuple[list[str], object]:
     zps = [w._const([op.input_zp], node.inputs[0].dtype), w._const([op.weight_zp], node.inputs[1].dtype)]
     if isinstance(op, ops.TransposeConv2d):
-        return zps, _attribute("TransposeConv2dAttribute", op.pad, op.stride, False, _acc(node))
-    return zps, _attribute(f"{type(op).__name__}Attribute", op.pad, op.stride, op.dilation, False, _acc(node))
+        return zps, _attribute("TransposeConv2dAttribute", op.pad, op.stride, op.local_bound, _acc(node))
+    return zps, _attribute(f"{type(op).__name__}Attribute", op.pad, op.stride, op.dilation, op.local_bound, _acc(node))
 
 
 def _matmul(w: _Writer, op: Any, node: Node) -> tuple[list[str], object]:
@@ -176,6 +177,8 @@ _ENCODE: dict[type[ops.Op], Callable[[_Writer, Any, Node], tuple[list[str], obje
     ops.DepthwiseConv2d: _conv,
     ops.TransposeConv2d: _conv,
     ops.MatMul: _matmul,
+    ops.Fft2d: lambda w, op, n: ([], _attribute("FFT2dAttribute", op.inverse, op.local_bound)),
+    ops.RFft2d: lambda w, op, n: ([], _attribute("RFFT2dAttribute", op.local_bound)),
     ops.Clamp: _clamp,
     ops.ArithmeticRightShift: lambda w, op, n: ([], _attribute("ArithmeticRightShiftAttribute", op.round)),
     ops.Maximum: lambda w, op, n: ([], _attribute("MaximumAttribute", _PROPAGATE)),

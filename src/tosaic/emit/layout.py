@@ -28,8 +28,10 @@ LAYOUT: dict[str, tuple[str, str]] = {
     "CONV2D": _CONV,
     "CONV3D": _CONV,
     "DEPTHWISE_CONV2D": _CONV,
+    "FFT2D": ("inverse local_bound", "x x"),
     "MATMUL": ("", "x x a_zp b_zp"),
     "MAX_POOL2D": ("kernel stride pad nan_mode", "x"),
+    "RFFT2D": ("local_bound", "x"),
     "TRANSPOSE_CONV2D": ("out_pad stride acc_type local_bound", "x x x input_zp weight_zp"),
     "CLAMP": ("min_val max_val nan_mode", "x"),
     "ARITHMETIC_RIGHT_SHIFT": ("round", "x x"),
@@ -67,7 +69,7 @@ for _layout, _names in (
 
 # names in files -> our fields, and what our operators do not hold because types and values settle it
 _FIELD = {"out_pad": "pad", "min_val": "min", "max_val": "max", "rounding_mode": "rounding"}
-_NOT_HELD = {"acc_type", "local_bound", "scale32", "nan_mode"}
+_NOT_HELD = {"acc_type", "scale32", "nan_mode"}
 # numbers of the specification's enumerations (both file forms use them)
 _ENUMS: dict[str, dict[int, Any]] = {
     "Rounding": {1: ops.Rounding.SINGLE, 2: ops.Rounding.INEXACT, 3: ops.Rounding.DOUBLE},
@@ -90,17 +92,17 @@ def operator(
     name: str,
     attributes: Mapping[str, Any],
     operands: Sequence[Value | Constant],
-    result: TensorType,
+    results: Sequence[TensorType],
     *,
-    output: str,
+    outputs: Sequence[str],
     location: Location | None = None,
-) -> Value:
+) -> tuple[Value, ...]:
     """Emit the operator that a file states.
 
     Args:
         attributes: numbers, or sequences of them, by the names in `LAYOUT`.
-        result: the type that the file gives to the result.
-        output: name of the result.
+        results: the types that the file gives to the results.
+        outputs: names of the results.
 
     Raises:
         InputError: the operator is not known, an operand that must be constant is not, or the types break its rule.
@@ -118,17 +120,18 @@ def operator(
             raise InputError(f"{name}: operand {kind} is not constant")
         else:
             fields[kind] = operand.data
-    _complete(name, fields, tensors, result)
+    _complete(name, fields, tensors, results[0])
     if attributes.get("nan_mode", _PROPAGATE) != _PROPAGATE and tensors[0].dtype.is_float:
         raise InputError(f"{name}: nan_mode IGNORE is not supported")
     try:
-        with builder.at(output, location):
-            value = builder.emit(_make(name, fields), *tensors, name=output)
+        with builder.at(outputs[0], location):
+            values = builder.emit_all(_make(name, fields), *tensors, names=outputs)
     except (GraphError, ValueError, TypeError, LookupError, ArithmeticError) as error:
         raise InputError(f"{name}: {getattr(error, 'what', error)}") from None
-    if value.type != result:
-        raise InputError(f"{name}: the file says {result} where the operator gives {value.type}")
-    return value
+    for value, result in zip(values, results, strict=True):
+        if value.type != result:
+            raise InputError(f"{name}: the file says {result} where the operator gives {value.type}")
+    return values
 
 
 def _pairs(name: str, operands: Sequence[Value | Constant]) -> list[tuple[str, Value | Constant]]:

@@ -188,9 +188,11 @@ class _TosaBlock:
         return TensorType(DType[kind], shape)
 
     def _node(self, node: Any) -> None:
-        kind, name = self.op_names[node.Op()], node.Outputs(0).decode()
-        if name in self.values:
-            raise InputError(f"'{name}' is written twice")
+        kind, names = self.op_names[node.Op()], [node.Outputs(i).decode() for i in range(node.OutputsLength())]
+        for name in names:
+            if name in self.values or names.count(name) > 1:
+                raise InputError(f"'{name}' is written twice")
+        name = names[0]
         if kind == "CONST":
             type_ = self._type(name)
             self.values[name] = Constant(type_, unpack(self._bytes(self.tensors[name]), type_), name)
@@ -204,7 +206,9 @@ class _TosaBlock:
             attributes = self._attributes(node, kind, operands)
             where = node.Location().Text().decode() if node.Location() is not None and node.Location().Text() else ""
             location = Location(*[*where.split(" | "), "", ""][:3]) if where else None
-            self.values[name] = operator(self.builder, kind, attributes, operands, self._type(name), output=name, location=location)
+            results = [self._type(name) for name in names]
+            values = operator(self.builder, kind, attributes, operands, results, outputs=names, location=location)
+            self.values |= zip(names, values, strict=True)
 
     def _attributes(self, node: Any, kind: str, operands: list[Value | Constant]) -> dict[str, Any]:
         names = LAYOUT[kind][0].split()

@@ -48,6 +48,7 @@ class _Graph:
     inputs: dict[int, tuple[int, int]] = field(default_factory=dict)  # result id -> type, index
     outputs: dict[int, int] = field(default_factory=dict)  # index -> id
     operators: list[tuple[int, int, int, list[int]]] = field(default_factory=list)  # type, result, number, operands
+    members: dict[int, tuple[int, int]] = field(default_factory=dict)  # id -> operator with several results, which of them
 
 
 class Module:
@@ -58,6 +59,7 @@ class Module:
         self._scalars: dict[int, DType] = {}
         self._lengths: dict[int, int] = {}
         self._tensors: dict[int, TensorType] = {}
+        self._structs: dict[int, list[int]] = {}
         self._numbers: dict[int, bool | int | float] = {}
         self._constants: dict[int, Constant | tuple[int, ...]] = {}
         self._places: dict[int, dict[int, int]] = {}
@@ -107,6 +109,9 @@ class Module:
         if any(not 0 < d < 1 << 31 for d in dims) or math.prod(dims) >= 1 << 40:
             raise ValueError(f"tensor shape {dims}")
         self._tensors[result] = TensorType(self._scalars[element], dims)
+
+    def _type_struct(self, result: int, *members: int) -> None:
+        self._structs[result] = list(members)
 
     def _type_graph(self, result: int, inputs: int, *types: int) -> None:
         self._arity[result] = inputs
@@ -213,6 +218,9 @@ class Module:
             raise ValueError("an instruction of an unknown set")
         self._graph.operators.append((type_, result, number, list(operands)))
 
+    def _extract(self, type_: int, result: int, composite: int, index: int) -> None:
+        self._current().members[result] = composite, index
+
     def interface(self, entry: str) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
         """(descriptor set, binding) of the inputs and of the outputs of an entry point, in order.
 
@@ -247,12 +255,21 @@ class Module:
                 raise InputError(f"input {index} of the module does not fit the file's inputs")
             values[result] = inputs[index]
         output_names = {result: names[index] for index, result in graph.outputs.items() if index in names}
+        parts: dict[int, list[tuple[int, int]]] = {}  # operator with several results -> which is taken out, under which id
+        for result, (composite, index) in graph.members.items():
+            parts.setdefault(composite, []).append((index, result))
         for type_, result, number, operands in graph.operators:
-            if number >= len(TOSA_OPS) or type_ not in self._tensors:
+            types = self._structs.get(type_, [type_])
+            if number >= len(TOSA_OPS) or not self._tensors.keys() >= {*types}:
                 raise InputError(f"malformed SPIR-V: TOSA instruction {number} of type %{type_}")
-            name, output = TOSA_OPS[number], output_names.get(result, f"v{result}")
-            fields, tensors = self._operands(name, operands, values)
-            values[result] = operator(builder, name, fields, tensors, self._tensors[type_], output=output)
+            taken = parts.get(result, []) if type_ in self._structs else [(0, result)]
+            outputs = [f"v{result}_{index}" for index in range(len(types))]
+            for index, id_ in taken:
+                if index < len(types):
+                    outputs[index] = output_names.get(id_, f"v{id_}")
+            fields, tensors = self._operands(TOSA_OPS[number], operands, values)
+            results = operator(builder, TOSA_OPS[number], fields, tensors, [self._tensors[t] for t in types], outputs=outputs)
+            values |= {id_: results[index] for index, id_ in taken if index < len(results)}
         return {index: _value(builder, values, result) for index, result in graph.outputs.items()}
 
     def _operands(
@@ -318,12 +335,14 @@ _HANDLERS: dict[int, Callable[..., None]] = {
     21: Module._type_int,
     22: Module._type_float,
     28: Module._type_array,
+    30: Module._type_struct,
     41: Module._true,
     42: Module._false,
     43: Module._number,
     44: Module._composite,
     46: Module._null,
     71: Module._decorate,
+    81: Module._extract,
     4163: Module._type_tensor,
     4181: Module._graph_constant,
     4182: Module._entry,

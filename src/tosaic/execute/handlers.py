@@ -1,6 +1,7 @@
 """The table of the simulator: operator class -> handler, and what the handlers share.
 
-A handler takes a node once and returns its kernel, a function from the operand arrays to the result array. What is
+A handler takes a node once and returns its kernel, a function from the operand arrays to the result array (a tuple of
+arrays where the operator has several results). What is
 constant (weights, tables, multipliers) is prepared by the handler, so that the kernel only does the work of one run.
 Kernels never write to their operands; a result may be a view of an operand.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ from tosaic.tosa.graph import Node
 from tosaic.tosa.ops import Op
 from tosaic.tosa.types import DType
 
-Kernel = Callable[..., np.ndarray]
+Kernel = Callable[..., Any]
 Handler = Callable[[Node], Kernel]
 
 HANDLERS: dict[type[Op], Handler] = {}

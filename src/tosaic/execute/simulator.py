@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from tosaic.errors import ExecuteError, InputError
-from tosaic.execute import ops_conv, ops_elementwise, ops_layout, ops_matmul, ops_pool  # noqa: F401  they fill HANDLERS
+from tosaic.execute import ops_conv, ops_elementwise, ops_fft, ops_layout, ops_matmul, ops_pool  # noqa: F401  they fill HANDLERS
 from tosaic.execute.handlers import HANDLERS, Kernel
 from tosaic.tosa import ops
 from tosaic.tosa.graph import Graph, Node, Value
@@ -22,25 +22,25 @@ Timer = Callable[[tuple[Node, ...], float], None]
 
 @dataclass
 class _Prepared:
-    """Nodes that one kernel computes, of which the last one's output is its result."""
+    """Nodes that one kernel computes, of which the last one's outputs are its results."""
 
     nodes: tuple[Node, ...]
     kernel: Kernel
     operands: tuple[Value, ...]
 
     @property
-    def output(self) -> Value:
-        return self.nodes[-1].output
+    def outputs(self) -> tuple[Value, ...]:
+        return self.nodes[-1].outputs
 
 
 @dataclass
 class _Step:
-    """One call of a kernel: its nodes, the slots of its operands and result, and the slots that no later step reads."""
+    """One call of a kernel: its nodes, the slots of its operands and results, and the slots that no later step reads."""
 
     nodes: tuple[Node, ...]
     kernel: Kernel
     operands: tuple[int, ...]
-    result: int
+    results: tuple[int, ...]
     dead: tuple[int, ...]
 
 
@@ -53,7 +53,7 @@ class Simulator:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        values = dict.fromkeys((*graph.inputs, *graph.constants(), *(n.output for n in graph.nodes)))
+        values = dict.fromkeys((*graph.inputs, *graph.constants(), *(v for n in graph.nodes for v in n.outputs)))
         self._slots = {value: i for i, value in enumerate(values)}
         kernels = [_Prepared((node,), _kernel(node), node.inputs) for node in graph.nodes]
         self._each = self._steps(kernels)
@@ -65,9 +65,9 @@ class Simulator:
         last = {value: i for i, prepared in enumerate(kernels) for value in prepared.operands}
         steps = []
         for i, prepared in enumerate(kernels):
-            over = {v for v in (*prepared.operands, prepared.output) if last.get(v, i) == i} - kept
-            operands, dead = (tuple(self._slots[v] for v in values) for values in (prepared.operands, over))
-            steps.append(_Step(prepared.nodes, prepared.kernel, operands, self._slots[prepared.output], dead))
+            over = {v for v in (*prepared.operands, *prepared.outputs) if last.get(v, i) == i} - kept
+            slots = (tuple(self._slots[v] for v in values) for values in (prepared.operands, prepared.outputs, over))
+            steps.append(_Step(prepared.nodes, prepared.kernel, *slots))
         return steps
 
     def run(self, inputs: Sequence[np.ndarray], *, watch: Watch | None = None, timer: Timer | None = None) -> list[np.ndarray]:
@@ -75,7 +75,7 @@ class Simulator:
 
         Args:
             inputs: one array for each graph input, with the type `value.dtype.numpy` and the shape of the value.
-            watch: called with each node's output and its array, in order; the array must not be written to.
+            watch: called with each result of each node and its array, in order; the array must not be written to.
             timer: called with the seconds that the nodes given took; nodes that are computed as one come together.
 
         Returns:
@@ -93,14 +93,16 @@ class Simulator:
         with _full_precision(), torch.inference_mode(), np.errstate(all="ignore"):
             for step in self._fused if watch is None else self._each:
                 start = time.perf_counter() if timer is not None else 0.0
-                result = np.asarray(step.kernel(*[arrays[i] for i in step.operands]))
+                made = step.kernel(*[arrays[i] for i in step.operands])
                 if timer is not None:
                     timer(step.nodes, time.perf_counter() - start)
-                _check(step.nodes[-1], result)
-                if watch is not None:
-                    watch(step.nodes[-1].output, result)
-                arrays[step.result] = result
-                del result
+                last = step.nodes[-1]
+                for value, slot, array in zip(last.outputs, step.results, made if isinstance(made, tuple) else (made,), strict=True):
+                    arrays[slot] = result = np.asarray(array)
+                    _check(last.op, value, result)
+                    if watch is not None:
+                        watch(value, result)
+                del made, array, result
                 for i in step.dead:
                     arrays[i] = None
         held = [*inputs, *(v.data for v in self.graph.constants() if v.data is not None)]
@@ -141,9 +143,9 @@ def _fuse(graph: Graph, kernels: list[_Prepared]) -> list[_Prepared]:
     fused: list[_Prepared] = []
     done: set[Value] = set()
     for prepared in kernels:
-        if prepared.output in done:
+        if prepared.outputs[0] in done:
             continue
-        if isinstance(prepared.kernel, ops_conv.Convolution) and (rescale := only_reader(prepared.output, ops.Rescale)) is not None:
+        if isinstance(prepared.kernel, ops_conv.Convolution) and (rescale := only_reader(prepared.outputs[0], ops.Rescale)) is not None:
             clamp = only_reader(rescale.output, ops.Clamp) if not rescale.op.output_unsigned else None
             limits = (int(clamp.op.min), int(clamp.op.max)) if clamp is not None else None
             nodes = (rescale,) if clamp is None else (rescale, clamp)
@@ -153,10 +155,9 @@ def _fuse(graph: Graph, kernels: list[_Prepared]) -> list[_Prepared]:
     return fused
 
 
-def _check(node: Node, result: np.ndarray) -> None:
-    want = node.output
+def _check(op: ops.Op, want: Value, result: np.ndarray) -> None:
     if result.shape != want.shape or result.dtype != want.dtype.numpy:
-        raise ExecuteError(f"{node.op.NAME}: the simulator made {result.dtype}{list(result.shape)} of {want!r}")
+        raise ExecuteError(f"{op.NAME}: the simulator made {result.dtype}{list(result.shape)} of {want!r}")
 
 
 def _own(array: np.ndarray | None, held: Sequence[np.ndarray]) -> np.ndarray:

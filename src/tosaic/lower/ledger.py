@@ -39,7 +39,7 @@ def entry(
         chosen: why the quantizer left it float, or "rule" where it did not.
     """
     main: Operand = result[0] if isinstance(result, tuple | list) else result
-    in_float = any(n.output.dtype.is_float for n in emitted) or (
+    in_float = any(v.dtype.is_float for n in emitted for v in n.outputs) or (
         main.quant is None and main.value is not None and main.value.dtype.is_float
     )
     stored = want or main.quant

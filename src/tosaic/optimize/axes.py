@@ -48,8 +48,8 @@ def significant(shape: tuple[int, ...], layout: Layout) -> Layout:
 
 
 def original(node: Node) -> Layouts:
-    """The layouts of a node as it stands."""
-    return tuple(identity(len(v.shape)) for v in (node.output, *node.inputs))
+    """The layouts of a node as it stands; several results have one rank."""
+    return tuple(identity(len(v.shape)) for v in (node.outputs[0], *node.inputs))
 
 
 def follow(node: Node, index: int, layout: Layout) -> Layouts | None:

@@ -77,7 +77,8 @@ class _Assignment:
                 self._transposes.setdefault((tensor.value, self._seen_through[node.output][1]), node)
                 continue
             self._node(node, node.inputs, axes.original(node))
-            self._tensor(node.output, len(self.nodes) - 1)
+            for value in node.outputs:
+                self._tensor(value, len(self.nodes) - 1)
         for value in graph.outputs:
             own = axes.identity(len(value.shape))
             self._node(None, (value,), (own, own))
@@ -283,12 +284,12 @@ class _Assignment:
             sources = [(t, axes.compose(outer, layouts[1 + i])) for i, (t, outer) in enumerate(self.operands[index])]
             inputs = tuple(stored_as(t, layout) for t, layout in sources)
             new.at(node)
-            if layouts == axes.original(node) and inputs == node.inputs:
-                new.keep(node)
+            if layouts == axes.original(node) and (inputs == node.inputs or len(node.outputs) > 1):
+                new.keep(node, inputs)
             else:
                 new.replace(node.output, new.append(axes.carry(node.op, layouts), inputs, node.output.name, node.location))
         new.at(None)
-        made = {n.output: n for n in self.graph.nodes}
+        made = {v: n for n in self.graph.nodes for v in n.outputs}
         for value in self.graph.outputs:
             if value in made:
                 tensor, outer = self._seen_through[value]
@@ -309,6 +310,6 @@ class _Assignment:
         stored = self._stored(tensor)
         as_before = self._transposes.get((value, layout))
         if as_before is not None and as_before.inputs == (known[stored],):
-            return new.keep(as_before)
+            return new.keep(as_before, as_before.inputs)
         perms = tuple(stored.index(a) for a in layout)
         return new.append(ops.Transpose(perms), (known[stored],), f"{value.name}_t", location)

@@ -25,7 +25,7 @@ def drop_idle_limits(graph: Graph) -> Graph:
     if not any(isinstance(n.op, _LIMITS) and n.output.dtype.is_integer for n in graph.nodes):
         return graph
     known = intervals(graph)
-    makers = {n.output: n for n in graph.nodes}
+    makers = {v: n for n in graph.nodes for v in n.outputs}
     rewriter = Rewriter(graph)
     changed = False
     for node in graph.nodes:

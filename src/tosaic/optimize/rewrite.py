@@ -113,8 +113,8 @@ class Rewriter:
         self._claimed: dict[Value, Value] = {}  # and back
         fixed = [v.name for v in (*graph.inputs, *graph.constants())]
         self._used = set(fixed)
-        self._reserved = {*fixed, *(n.output.name for n in graph.nodes)}
-        self._old = {n.output for n in graph.nodes}
+        self._old = {v for n in graph.nodes for v in n.outputs}
+        self._reserved = {*fixed, *(v.name for v in self._old)}
         self._readers: dict[Value, int] | None = None
         self._root: Node | None = None
 
@@ -156,19 +156,19 @@ class Rewriter:
         assert self._root is not None
         root = self._root
         name = f"{root.output.name}_{suffix}" if suffix else root.output.name
-        return self._settle(Node(op, inputs, Value(name, op.result(*(v.type for v in inputs))), root.location))
+        return self._settle(Node(op, inputs, (Value(name, op.result(*(v.type for v in inputs))),), root.location))
 
     def append(self, op: ops.Op, inputs: tuple[Value, ...], name: str, location: Location | None) -> Value:
         """Add a node as it is, without rules."""
-        return self._append(Node(op, inputs, Value(name, op.result(*(v.type for v in inputs))), location))
+        return self._append(Node(op, inputs, (Value(name, op.result(*(v.type for v in inputs))),), location))
 
     def at(self, node: Node | None) -> None:
         """Name what follows after `node`, whose result it may replace."""
         self._root = node
 
-    def keep(self, node: Node) -> Value:
-        """Add a node of the old graph as it was."""
-        return self._append(node)
+    def keep(self, node: Node, inputs: tuple[Value, ...]) -> Value:
+        """Add a node of the old graph on these inputs, which hold what its own did; returns its (first) result."""
+        return self._append(node if inputs == node.inputs else Node(node.op, inputs, node.outputs, node.location))
 
     def claim(self, old: Value, new: Value, location: Location | None = None) -> None:
         """Make `new` the graph output that `old` was.
@@ -188,14 +188,22 @@ class Rewriter:
         """Rebuild all nodes and finish."""
         for node in self.graph.nodes:
             self.at(node)
-            value = self._new.get(node.output)
-            if value is None:
-                value = self._settle(self._updated(node))
-            if value is not node.output:
-                self.replace(node.output, value)
-            if node.output in self._outputs:
-                self.claim(node.output, value, node.location)
+            for old, value in zip(node.outputs, self._results(node), strict=True):
+                if value is not old:
+                    self.replace(old, value)
+                if old in self._outputs:
+                    self.claim(old, value, node.location)
         return self.finish()
+
+    def _results(self, node: Node) -> tuple[Value, ...]:
+        """What stands for the results of a node of the old graph: rules are for operators with one result."""
+        known = [self._new[v] for v in node.outputs if v in self._new]
+        if len(known) == len(node.outputs):
+            return tuple(known)
+        if len(node.outputs) == 1:
+            return (self._settle(self._updated(node)),)
+        self._append(self._updated(node))
+        return tuple(map(self.current, node.outputs))
 
     def finish(self) -> Graph:
         """The new graph without dead nodes; the old one if nothing changed."""
@@ -203,7 +211,7 @@ class Rewriter:
         live = set(outputs)
         nodes: list[Node] = []
         for node in reversed(self._nodes):
-            if node.output in live:
+            if not live.isdisjoint(node.outputs):
                 live.update(node.inputs)
                 nodes.append(node)
         nodes.reverse()
@@ -218,27 +226,27 @@ class Rewriter:
     def _renamed(self, nodes: list[Node], outputs: list[Value], names: dict[Value, str]) -> tuple[list[Node], list[Value]]:
         wanted = set(names.values())
         new: dict[Value, Value] = {}
-        for node in nodes:
-            name = names.get(node.output, node.output.name)
-            if node.output not in names and name in wanted:
+        for value in (v for n in nodes for v in n.outputs):
+            name = names.get(value, value.name)
+            if value not in names and name in wanted:
                 name = self._unique(name)
-            if name != node.output.name:
-                new[node.output] = Value(name, node.output.type, bound=node.output.bound)
+            if name != value.name:
+                new[value] = Value(name, value.type, bound=value.bound)
         for v in {v for n in nodes for v in n.inputs if v.is_const and v.name in wanted}:
             new[v] = Value(self._unique(v.name), v.type, v.data)
 
         def renamed(node: Node) -> Node:
             inputs = tuple(new.get(v, v) for v in node.inputs)
-            output = new.get(node.output, node.output)
-            if output is node.output and inputs == node.inputs:
+            values = tuple(new.get(v, v) for v in node.outputs)
+            if values == node.outputs and inputs == node.inputs:
                 return node
-            return Node(node.op, inputs, output, node.location)
+            return Node(node.op, inputs, values, node.location)
 
         return [renamed(n) for n in nodes], [new.get(v, v) for v in outputs]
 
     def _updated(self, node: Node) -> Node:
         inputs = tuple(self._new.get(v, v) for v in node.inputs)
-        return node if inputs == node.inputs else Node(node.op, inputs, node.output, node.location)
+        return node if inputs == node.inputs else Node(node.op, inputs, node.outputs, node.location)
 
     def _settle(self, node: Node) -> Value:
         for function in self._rules.get(type(node.op), ()):
@@ -256,15 +264,17 @@ class Rewriter:
         return value
 
     def _append(self, node: Node) -> Value:
-        output = node.output
-        if output not in self._old:  # nobody has seen a new value's name yet; it may take that of the node it replaces
-            free = output.name not in self._reserved or (self._root is not None and self._root.output.name == output.name)
-            if output.name in self._used or not free:
-                output.name = self._unique(output.name)
-        self._used.add(output.name)
+        """Add a node; returns its (first) result."""
+        for output in node.outputs:
+            if output not in self._old:  # nobody has seen a new value's name yet; it may take that of the node it replaces
+                replaced = () if self._root is None else (v.name for v in self._root.outputs)
+                free = output.name not in self._reserved or output.name in replaced
+                if output.name in self._used or not free:
+                    output.name = self._unique(output.name)
+            self._used.add(output.name)
+            self._producer[output] = node
         self._nodes.append(node)
-        self._producer[output] = node
-        return output
+        return node.outputs[0]
 
     def _unique(self, name: str) -> str:
         candidate, n = name, 0

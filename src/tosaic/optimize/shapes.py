@@ -85,7 +85,8 @@ class _Plan:
             for value in node.inputs:
                 if value in self.root_of:
                     self.root_of[value].readers.append((index, value))
-            self._root(node.output, index)
+            for value in node.outputs:
+                self._root(value, index)
         for value in graph.outputs:
             if value in self.root_of:
                 self.root_of[value].readers.append((None, value))
@@ -224,7 +225,7 @@ class _Plan:
             return known[shape]
 
         for index, node in enumerate(self.graph.nodes):
-            if node.output not in self.roots:
+            if node.outputs[0] not in self.roots:
                 continue
             cluster = self.clusters.get(index)
             inputs = tuple(
@@ -233,12 +234,12 @@ class _Plan:
             )
             new.at(node)
             op = node.op if cluster is None or cluster.form is None else _carry(node, cluster)
-            if op == node.op and inputs == node.inputs:
-                new.keep(node)
+            if op == node.op and (inputs == node.inputs or len(node.outputs) > 1):
+                new.keep(node, inputs)
             else:
                 new.replace(node.output, new.append(op, inputs, node.output.name, node.location))
         new.at(None)
-        made = {n.output: n for n in self.graph.nodes}
+        made = {v: n for n in self.graph.nodes for v in n.outputs}
         for value in self.graph.outputs:
             if value in made:
                 new.claim(value, shaped(value, value.shape), made[value].location)
@@ -247,7 +248,7 @@ class _Plan:
     def _reshape(self, new: Rewriter, root: _Root, source: Value, shape: Shape) -> Value:
         old = self.reshapes.get((root.value, shape))
         if old is not None and old.inputs == (source,):
-            return new.keep(old)
+            return new.keep(old, old.inputs)
         location = old.location if old is not None else None if root.maker is None else self.graph.nodes[root.maker].location
         value = new.append(ops.Reshape(shape), (source,), old.output.name if old is not None else f"{root.value.name}_r", location)
         value.bound = root.bound

@@ -45,22 +45,22 @@ def fold_constants(graph: Graph, evaluate: Evaluate) -> Graph:
     folded: dict[Value, Node] = {}
     for node in graph.nodes:
         if not isinstance(node.op, ops.Identity) and all(v.is_const or v in folded for v in node.inputs) and not _grows(node):
-            folded[node.output] = node
+            folded |= dict.fromkeys(node.outputs, node)
     if not folded:
         return graph
     outputs = set(graph.outputs)
-    read = {v for n in graph.nodes if n.output not in folded for v in n.inputs}
+    read = {v for n in graph.nodes if n.outputs[0] not in folded for v in n.inputs}
     wanted = [v for v in folded if v in read or v in outputs]
     rewriter = Rewriter(graph)
     if wanted:
-        results = evaluate(Graph("constants", [], wanted, list(folded.values())), [])
+        results = evaluate(Graph("constants", [], wanted, list(dict.fromkeys(folded.values()))), [])
         for value, data in zip(wanted, results, strict=True):
             rewriter.replace(value, rewriter.const(data, value.dtype, value.name))
     return rewriter.run()
 
 
 def _grows(node: Node) -> bool:
-    size = node.output.type.nbytes
+    size = sum(v.type.nbytes for v in node.outputs)
     return size > LARGE and size > GROWTH * sum(v.type.nbytes for v in node.inputs)
 
 

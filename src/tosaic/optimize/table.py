@@ -44,7 +44,7 @@ def fuse_tables(r: Rewriter, node: Node) -> Value | Refused | None:
         return Refused("nothing to evaluate the table with")
     first, second = (Value(name, TensorType(DType.INT8, (256,))) for name in ("first", "second"))
     domain = Value("all", TensorType(DType.INT8, (256,)), _ALL)
-    chain = [Node(inner.op, (domain, *inner.inputs[1:]), first), Node(node.op, (first, *node.inputs[1:]), second)]
+    chain = [Node(inner.op, (domain, *inner.inputs[1:]), (first,)), Node(node.op, (first, *node.inputs[1:]), (second,))]
     (entries,) = r.evaluate(Graph("table", [], [second], chain), [])
     table = r.const(entries, DType.INT8, f"{node.output.name}_table")
     return r.emit(ops.Table(), inner.inputs[0], table)

@@ -36,7 +36,7 @@ def count(graph: Graph) -> Counts:
         operators=dict(Counter(op.NAME for op in graph.ops).most_common()),
         macs=sum(macs(node) for node in graph.nodes),
         weight_bytes=sum(value.type.nbytes for value in graph.constants()),
-        value_bytes=sum(value.type.nbytes for value in (*graph.inputs, *(node.output for node in graph.nodes))),
+        value_bytes=sum(value.type.nbytes for value in (*graph.inputs, *(value for node in graph.nodes for value in node.outputs))),
         spec=_smallest_spec(graph),
     )
 

@@ -73,12 +73,18 @@ class Value:
 
 @dataclass(eq=False)
 class Node:
-    """One operator application. All operators in use have exactly one output."""
+    """One operator application."""
 
     op: Op
     inputs: tuple[Value, ...]
-    output: Value
+    outputs: tuple[Value, ...]
     location: Location | None = None
+
+    @property
+    def output(self) -> Value:
+        """The only result: for all operators but FFT2D and RFFT2D, which have two."""
+        (only,) = self.outputs
+        return only
 
 
 @dataclass
@@ -183,19 +189,27 @@ class Builder:
         return self._consts[key]
 
     def emit(self, op: Op, *inputs: Value, name: str | None = None) -> Value:
-        """Append `op` and return its result.
+        """Append `op` and return its only result.
 
         Raises:
             GraphError: the operator does not take these types; the message names the operator and the location.
         """
+        (only,) = self.emit_all(op, *inputs, names=[name or self._prefix])
+        return only
+
+    def emit_all(self, op: Op, *inputs: Value, names: Sequence[str] = ()) -> tuple[Value, ...]:
+        """Append `op` and return all of its results; see `emit`."""
         try:
-            result = op.result(*(v.type for v in inputs))
+            results = op.results(*(v.type for v in inputs))
         except GraphError as error:
             where = error.where or (str(self._location) if self._location else None)
             raise GraphError(error.what, where=where, remedy=error.remedy) from None
-        value = Value(self._unique(name or self._prefix), result)
-        self.graph.nodes.append(Node(op, inputs, value, self._location))
-        return value
+        names = names or [self._prefix] * len(results)
+        if len(names) != len(results):
+            raise GraphError(f"{op.NAME}: gives {len(results)} results, {len(names)} are named")
+        values = tuple(Value(self._unique(name), result) for name, result in zip(names, results, strict=True))
+        self.graph.nodes.append(Node(op, inputs, values, self._location))
+        return values
 
     def mark(self) -> Mark:
         """Where the graph is now, for `undo`."""
@@ -203,7 +217,7 @@ class Builder:
 
     def undo(self, mark: Mark) -> None:
         """Take back what was emitted since; its values must not be used any more."""
-        taken_back = [node.output for node in self.graph.nodes[mark.nodes :]]
+        taken_back = [value for node in self.graph.nodes[mark.nodes :] for value in node.outputs]
         del self.graph.nodes[mark.nodes :]
         while len(self._consts) > mark.constants:
             taken_back.append(self._consts.popitem()[1])
@@ -238,14 +252,17 @@ def verify(graph: Graph, spec: Spec | None = None) -> None:
         for value in node.inputs:
             if value not in defined:
                 raise GraphError(f"{node.op.NAME}: operand %{value.name} is used before it is defined")
-        where = str(node.location) if node.location else f"%{node.output.name}"
+        where = str(node.location) if node.location else f"%{node.outputs[0].name}"
         try:
-            result = node.op.result(*(v.type for v in node.inputs))
+            results = node.op.results(*(v.type for v in node.inputs))
         except GraphError as error:
             raise GraphError(error.what, where=where) from None
-        if result != node.output.type:
-            raise GraphError(f"{node.op.NAME}: result is {result}, but %{node.output.name} is {node.output.type}", where=where)
-        define(node.output)
+        if len(results) != len(node.outputs):
+            raise GraphError(f"{node.op.NAME}: gives {len(results)} results, found {len(node.outputs)}", where=where)
+        for result, value in zip(results, node.outputs, strict=True):
+            if result != value.type:
+                raise GraphError(f"{node.op.NAME}: result is {result}, but %{value.name} is {value.type}", where=where)
+            define(value)
         if spec is not None and (problem := _beyond(node, spec, where)) is not None:
             problems.append(problem)
     for value in graph.outputs:
@@ -270,7 +287,7 @@ def _beyond(node: Node, spec: Spec, where: str) -> _Problem | None:
         first = requirement.split("|")[0].split("&")
         needs = " and ".join(first) if len(first) > 1 else requirement
         return _Problem(f"{node.op.NAME}({', '.join(map(str, types))}) needs {needs}", where, tuple(n for n in first if not spec.holds(n)))
-    if excess := node.op.exceeds(spec.level, *types, node.output.type):
+    if excess := node.op.exceeds(spec.level, *types, *(v.type for v in node.outputs)):
         return _Problem(f"{node.op.NAME}: {excess}, beyond level {spec.level.name}", where, ())
     return None
 

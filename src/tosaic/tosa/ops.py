@@ -1,6 +1,6 @@
 """The operators of TOSA 1.0: one frozen dataclass each, with its own type rule.
 
-Fields are the attributes, and those operands that TOSA demands to be compile-time constants. `result` is the type
+Fields are the attributes, and those operands that TOSA demands to be compile-time constants. `results` is the type
 rule (specification chapter 2, the operator's own section): it raises GraphError where the specification has ERROR_IF.
 `requires` names the profile or extension for the given operand types; `exceeds` checks the level limits.
 """
@@ -56,8 +56,8 @@ class Op:
     ARITY: ClassVar[int | None] = 1
     SUPPORT: ClassVar[dict[DType, str]] = DATA
 
-    def result(self, *types: TensorType) -> TensorType:
-        """Type of the result.
+    def results(self, *types: TensorType) -> tuple[TensorType, ...]:
+        """Types of the results: one, but of FFT2D and RFFT2D.
 
         Raises:
             GraphError: the operator does not take these operand types.
@@ -67,10 +67,16 @@ class Op:
         if types[0].dtype not in self.SUPPORT:
             known = ", ".join(d.value for d in self.SUPPORT)
             raise self.error(f"takes {known}, found {types[0]}")
-        return self.rule(*types)
+        found = self.rule(*types)
+        return found if isinstance(found, tuple) else (found,)
 
-    def rule(self, *types: TensorType) -> TensorType:
-        """The operator's own part of `result`, after the count and the first type were checked."""
+    def result(self, *types: TensorType) -> TensorType:
+        """Type of the only result; see `results`."""
+        (only,) = self.results(*types)
+        return only
+
+    def rule(self, *types: TensorType) -> TensorType | tuple[TensorType, ...]:
+        """The operator's own part of `results`, after the count and the first type were checked."""
         return types[0]
 
     def requires(self, *types: TensorType) -> str:
@@ -78,7 +84,7 @@ class Op:
         return self.SUPPORT[types[0].dtype]
 
     def exceeds(self, level: Level, *types: TensorType) -> str | None:
-        """What is beyond the level's limits, or None. The last type is the result's."""
+        """What is beyond the level's limits, or None. The types of the results follow those of the operands."""
         for t in types:
             if t.rank > level.max_rank:
                 return f"rank {t.rank} of {t} is over {level.max_rank}"
@@ -190,6 +196,7 @@ class _Conv(Op):
     dilation: tuple[int, ...]
     input_zp: int = 0
     weight_zp: int = 0
+    local_bound: bool = False  # asks for the precision of a direct sum of floats
 
     def _operands(self, x: TensorType, w: TensorType, b: TensorType, channels: int) -> None:
         weights = {I8: (I8, I4), I16: (I8,)}.get(x.dtype, (x.dtype,))
@@ -303,6 +310,50 @@ class MatMul(Op):
         _zero_point(self, "b_zp", self.b_zp, b.dtype)
         out = {F16: F32, BF16: F32}.get(a.dtype, ACCUMULATOR[a.dtype])
         return TensorType(out, (a.shape[0], a.shape[1], b.shape[2]))
+
+
+@dataclass(frozen=True)
+class _Fourier(Op):
+    """Results: real part, imaginary part. `local_bound` asks for the precision of a direct sum of floats."""
+
+    SUPPORT = {F32: "fft"}
+
+    def exceeds(self, level: Level, *types: TensorType) -> str | None:
+        if max(types[0].shape[1:]) > level.max_kernel:
+            return f"image of {types[0]} is over {level.max_kernel}"
+        return super().exceeds(level, *types)
+
+    def _check(self, x: TensorType) -> None:
+        self.require(x.rank == 3, f"takes [N,H,W], found {x}")
+        self.require(all(d & (d - 1) == 0 for d in x.shape[1:]), f"height and width are powers of two, found {x}")
+
+
+@dataclass(frozen=True)
+class Fft2d(_Fourier):
+    """Real and imaginary part [N, H, W] -> both [N, H, W]."""
+
+    NAME = "FFT2D"
+    ARITY = 2
+    inverse: bool
+    local_bound: bool = False
+
+    def rule(self, real: TensorType, imaginary: TensorType) -> tuple[TensorType, ...]:
+        self._check(real)
+        self.require(real == imaginary, f"real and imaginary part differ: {real}, {imaginary}")
+        return real, imaginary
+
+
+@dataclass(frozen=True)
+class RFft2d(_Fourier):
+    """Real [N, H, W] -> real and imaginary part [N, H, W/2 + 1]."""
+
+    NAME = "RFFT2D"
+    local_bound: bool = False
+
+    def rule(self, x: TensorType) -> tuple[TensorType, ...]:
+        self._check(x)
+        half = x.with_shape((*x.shape[:2], x.shape[2] // 2 + 1))
+        return half, half
 
 
 # Activation functions (section 2.3)

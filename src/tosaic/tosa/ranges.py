@@ -81,7 +81,7 @@ class _Analysis:
     def __init__(self, graph: Graph) -> None:
         self.known: dict[Value, Interval] = {}
         self.problems: list[RangeProblem] = []
-        self.makers: dict[Value, Node] = {n.output: n for n in graph.nodes}
+        self.makers: dict[Value, Node] = {v: n for n in graph.nodes for v in n.outputs}
         self._free: set[Value] = set()
         for value in graph.inputs:
             if value.dtype.is_float:
@@ -96,7 +96,7 @@ class _Analysis:
             self._node(node)
 
     def _node(self, node: Node) -> None:
-        if node.output.dtype.is_float:
+        if all(v.dtype.is_float for v in node.outputs):
             return
         carried = _CARRIES.get(type(node.op))
         if carried is not None and node.output.bound is None and not self._free.isdisjoint(node.inputs[carried]):

@@ -44,7 +44,8 @@ def print_graph(graph: Graph) -> str:
         fields = (f for f in dataclasses.fields(node.op) if getattr(node.op, f.name) != f.default)
         attributes = "".join(f" {f.name}={_attribute(getattr(node.op, f.name))}" for f in fields)
         location = f"  # {node.location}" if node.location and str(node.location) else ""
-        lines.append(f"%{node.output.name}: {node.output.type} = {node.op.NAME}({operands}){attributes}{location}")
+        results = ", ".join(map(repr, node.outputs))
+        lines.append(f"{results} = {node.op.NAME}({operands}){attributes}{location}")
     lines += [f"output %{v.name}" for v in graph.outputs]
     return "\n".join(lines) + "\n"
 
@@ -60,7 +61,8 @@ def _attribute(value: object) -> str:
     return repr(value).replace(" ", "")
 
 
-_NODE = re.compile(r"%(\S+): (\S+) = ([A-Z0-9_]+)\((.*?)\)((?: \w+=\S+)*)(?:  # (.*))?")
+_RESULT = r"%\S+: [\w\[\],]+"
+_NODE = re.compile(rf"({_RESULT}(?:, {_RESULT})*) = ([A-Z0-9_]+)\((.*?)\)((?: \w+=\S+)*)(?:  # (.*))?")
 
 
 def parse_graph(text: str, constants: Mapping[str, np.ndarray] | None = None) -> Graph:
@@ -90,11 +92,13 @@ def parse_graph(text: str, constants: Mapping[str, np.ndarray] | None = None) ->
         elif word == "output":
             graph.outputs.append(values[rest[1:]])
         elif match := _NODE.fullmatch(line):
-            name, type_, op, operands, attributes, location = match.groups()
+            results, op, operands, attributes, location = match.groups()
             inputs = tuple(values[o[1:]] for o in operands.split(", ")) if operands else ()
-            values[name] = Value(name, _type(type_))
+            heads = (result[1:].split(": ") for result in results.split(", "))
+            outputs = tuple(Value(name, _type(type_)) for name, type_ in heads)
+            values |= {v.name: v for v in outputs}
             where = _location(location) if location else None
-            graph.nodes.append(Node(_op(op, attributes), inputs, values[name], where))
+            graph.nodes.append(Node(_op(op, attributes), inputs, outputs, where))
         else:
             raise GraphError(f"line {number} does not parse: {line}")
     return graph
