@@ -17,6 +17,7 @@ from tosaic.lower import (  # noqa: F401
     movement,
     norms,
     order,
+    per_token,
     pool,
     pool_mean,
     products,

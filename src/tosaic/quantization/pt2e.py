@@ -16,6 +16,7 @@ from torchao.quantization.pt2e.quantizer import Quantizer
 from tosaic.errors import QuantizeError
 
 _fx_prepare = importlib.import_module("torch.ao.quantization.fx.prepare")  # its package has a function of this name
+DEQUANTIZE = torch.ops.quantized_decomposed.dequantize_per_tensor.default
 
 
 def prepare(module: torch.fx.GraphModule, quantizer: Quantizer, *, training: bool = False) -> torch.fx.GraphModule:

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from tosaic.errors import InputError
 from tosaic.quantization.bias_correction import FloatMeans, correct_biases
+from tosaic.quantization.per_token import mark_linears, set_units
 from tosaic.quantization.pt2e import convert, prepare
 from tosaic.quantization.quantizer import Chosen, TosaQuantizer
 from tosaic.quantization.schemes import Recipe
@@ -73,11 +74,13 @@ def quantize_captured(
     quantizer = TosaQuantizer(recipe)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        mark_linears(module, recipe)
         prepared = prepare(module, quantizer)
         layers = FloatMeans(prepared)
         record = calibrate(layers.sample, example_inputs, calibration, progress)
         share_scales(prepared)
         converted = convert(prepared)
+        set_units(converted)
         if recipe.bias_correction:
             correct_biases(converted, layers.samples, layers.means())
     return converted, quantizer.chosen, record

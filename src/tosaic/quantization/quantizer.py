@@ -17,6 +17,7 @@ from torch.fx import Node
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer, SharedQuantizationSpec
 
 from tosaic.errors import InputError
+from tosaic.operators import per_token_linear
 from tosaic.quantization.analysis import constants, depths, feature_maps, is_float, uneven_tables
 from tosaic.quantization.observers import FakeQuantize, Observer
 from tosaic.quantization.rules import RULES, Kind, Rule, aten
@@ -47,6 +48,11 @@ def _module_class(node: Node) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     kinds = [kind if isinstance(kind, str) else kind.__qualname__ for _, kind in stack.values()]
     return kinds[-1].rsplit(".", 1)[-1] if kinds else ""
+
+
+def is_linear_layer(node: Node) -> bool:
+    """Whether a node is an nn.Linear's, not of one that a larger module spells out."""
+    return node.target in (aten.linear.default, per_token_linear) and _module_class(node) in ("Linear", "NonDynamicallyQuantizableLinear")
 
 
 def aten_name(node: Node) -> str:
@@ -136,8 +142,7 @@ class TosaQuantizer(Quantizer):
             if not any(map(is_float, node.all_input_nodes)):
                 return Chosen(None, None, "integer arithmetic")
             rule = dataclasses.replace(rule, kind=Kind.COMPARE)  # a cast
-        is_linear = node.target is aten.linear.default and _module_class(node) in ("Linear", "NonDynamicallyQuantizableLinear")
-        scheme = self.recipe.scheme_of(module_path(node), aten_name(node), is_linear)
+        scheme = self.recipe.scheme_of(module_path(node), aten_name(node), is_linear_layer(node))
         if scheme.activation is None:
             return Chosen(rule, None, "override" if self.recipe.scope == "full" else f"outside scope {self.recipe.scope}")
         if rule.kind in _SHARES and node.args[0] in self._constant:  # a constant has no scale to share: a table that indices read

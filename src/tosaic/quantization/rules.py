@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tosaic.operators import exp_below_max
+from tosaic.operators import exp_below_max, per_token_linear
 
 aten = torch.ops.aten
 
@@ -141,6 +141,7 @@ _ROWS = (
 RULES: dict[torch._ops.OpOverload, Rule] = {
     aten.convolution.default: Rule(Kind.MAC, (0,), weight=1, natural=True),
     aten.linear.default: Rule(Kind.MAC, (0,), weight=1, natural=True),
+    per_token_linear: Rule(Kind.WIDE, weight=1, natural=True),
     aten.bmm.default: Rule(Kind.MAC, (0, 1), natural=True),
     aten.mm.default: Rule(Kind.MAC, (0, 1), natural=True),
     aten.batch_norm.default: Rule(Kind.WIDE, natural=True),

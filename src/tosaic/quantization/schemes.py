@@ -52,16 +52,19 @@ class Scheme:
     Attributes:
         activation: of what enters a multiply-accumulate; None for the schemes that compute in float.
         requires: profile or extensions of the specification.
+        per_token: inputs of linear layers are scaled by a power of two for each row, which is found at run time.
     """
 
     name: str
     activation: Precision | None
     weight: Precision | None
     requires: tuple[str, ...]
+    per_token: bool = False
 
 
 SCHEMES = {
     "8a8w": Scheme("8a8w", INT8, WEIGHT8, ("INT",)),
+    "8a8w-per-token": Scheme("8a8w-per-token", INT8, WEIGHT8, ("INT",), per_token=True),
     "16a8w": Scheme("16a8w", INT16, WEIGHT8, ("INT", "int16")),
     "8a4w": Scheme("8a4w", INT8, WEIGHT4, ("INT", "int4")),
     "fp32": Scheme("fp32", None, None, ("FP",)),
