@@ -156,21 +156,16 @@ def main() -> None:
                 result = measure(*command)
             if number:  # the first run of each fills disk and compilation caches and is not counted
                 runs[name].append(result)
-    with console.status("simulator"):
-        simulator = measure(sys.executable, "simulator.py", str(vgf))
-
     our_result = median_of(runs["Tosaic"])
     peer_result = median_of(runs["ExecuTorch"]) if "ExecuTorch" in runs else None
     console.print(comparison(our_result, peer_result))
     for side in filter(None, (our_result, peer_result)):
         console.print(f"{side['name']} scored with: {side['scored_with']}; totals {', '.join(f'{t:.1f}' for t in side['totals'])} s")
-    console.print(
-        f"simulator: {simulator['simulator'] * 1e3:.1f} ms, float PyTorch: {simulator['eager'] * 1e3:.1f} ms "
-        f"(batch 1, {simulator['threads']} threads, medians of 10): [bold]{simulator['ratio']:.2f}x[/bold]"
-    )
     console.print(f"{here}; medians of {arguments.rounds} runs each")
+    simulator = OUTPUT / "simulator.json"
+    subprocess.run([sys.executable, str(HERE / "simulator.py"), "--json", str(simulator)], check=True)
     if arguments.json:
-        results = {"tosaic": our_result, "peer": peer_result, "simulator": simulator, "machine": here}
+        results = {"tosaic": our_result, "peer": peer_result, "simulator": json.loads(simulator.read_text()), "machine": here}
         arguments.json.write_text(json.dumps(results, indent=2) + "\n")
 
 

@@ -19,7 +19,7 @@ from tosaic.emit.flatbuffer import serialize
 from tosaic.emit.passport import Passport, PortRecord, encode_passport, passport_path, read_passport
 from tosaic.emit.read import read_tosa, read_vgf
 from tosaic.emit.vgf import to_vgf
-from tosaic.errors import InputError
+from tosaic.errors import ExecuteError, InputError
 from tosaic.executors import EXECUTORS, Run, prepare
 from tosaic.tosa.graph import Graph, Node, Value
 from tosaic.tosa.types import DType
@@ -31,6 +31,7 @@ Timer = Callable[[tuple[Node, ...], float], None]
 _HALVES = (DType.FP16, DType.BF16)
 _HALF_TYPES = tuple(dtype.numpy for dtype in _HALVES)
 _VERSIONED = ("tosaic", "torch", "torchao", "tosa-tools", "ai-ml-sdk-model-converter", "ai-ml-sdk-vgf-library")
+_RunSome = Callable[[Sequence[Sequence[np.ndarray]]], list[list[np.ndarray]]]
 
 
 @dataclass
@@ -49,6 +50,7 @@ class Artifact:
     timings: dict[str, float] = field(default_factory=dict)
     path: Path | None = None
     _executors: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _batches: tuple[int, Any] | None = field(default=None, init=False, repr=False, compare=False)
 
     def save(self, path: Path | str) -> Path:
         """Write the `.vgf` (or `.tosa`, by the suffix) and its passport; neither is replaced before both are written.
@@ -74,6 +76,7 @@ class Artifact:
         on: str = "simulator",
         float_io: bool | None = None,
         *,
+        batch: int | None = None,
         timer: Timer | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[np.ndarray]:
@@ -86,6 +89,8 @@ class Artifact:
             float_io: True: float inputs are quantized and outputs dequantized by the passport's scales, and float16 and bfloat16 ones
                 converted from and to float32; False: stored values in and out; None: decided by whether an input is float, and not
                 of the artifact's own type.
+            batch: samples that the simulator computes at once, with the integers of single runs; None: as many as fit well into memory,
+                and one at a time where an operator cannot take more, or is timed.
             timer: of the simulator's operators (`report.profile.Profile` adds its times up).
             progress: called with the number of samples that are done.
 
@@ -94,7 +99,7 @@ class Artifact:
 
         Raises:
             InputError: an input is missing or has another shape or type.
-            ExecuteError: the executor is missing or failed.
+            ExecuteError: the executor is missing or failed; or an operator, which is named, cannot take `batch` samples at once.
         """
         if on not in EXECUTORS:
             raise InputError(f"unknown executor '{on}'", remedy=f"known are {', '.join(EXECUTORS)}")
@@ -103,14 +108,18 @@ class Artifact:
         arrays = self.arrays(inputs)
         if float_io is None:
             float_io = any(is_float(a) and a.dtype != v.dtype.numpy for a, v in zip(arrays, self.graph.inputs, strict=True))
-        run = self.executor(on) if timer is None else functools.partial(self.executor(on), timer=timer)
-        found = []
-        for sample in self.split(arrays):
-            stored = [self._stored(a, p, v, float_io) for a, p, v in zip(sample, self.passport.inputs, self.graph.inputs, strict=True)]
-            outputs = run(stored)
-            if float_io:
-                outputs = [dequantize(o, p) for o, p in zip(outputs, self.passport.outputs, strict=True)]
-            found.append(outputs)
+        if batch is not None and (batch < 1 or on != "simulator" or timer is not None):
+            raise InputError(f"batch is {batch}: expected at least 1, on the simulator and without a timer")
+        samples = self.split(arrays)
+        run, size = self._runner(on, len(samples), batch, timer)
+        found: list[list[np.ndarray]] = []
+        for start in range(0, len(samples), size):
+            some = [
+                [self._stored(a, p, v, float_io) for a, p, v in zip(sample, self.passport.inputs, self.graph.inputs, strict=True)]
+                for sample in samples[start : start + size]
+            ]
+            for outputs in run(some):
+                found.append([dequantize(o, p) for o, p in zip(outputs, self.passport.outputs, strict=True)] if float_io else outputs)
             if progress is not None:
                 progress(len(found))
         return found[0] if len(found) == 1 else [_joined(parts) for parts in zip(*found, strict=True)]
@@ -158,6 +167,38 @@ class Artifact:
         if on not in self._executors:
             self._executors[on] = prepare(on, self.graph, self._file() if on == "vulkan" else None)
         return self._executors[on]
+
+    def _runner(self, on: str, count: int, batch: int | None, timer: Timer | None) -> tuple[_RunSome, int]:
+        """A function from the stored inputs of some samples to their outputs, and how many it takes at most."""
+        if on == "simulator" and count > 1 and timer is None and batch != 1:
+            from tosaic.execute.batch import fitting  # late: torch
+
+            size = min(count, batch or fitting(self.graph))
+            try:
+                return self._together(size), size
+            except ExecuteError:  # an operator takes one sample at a time
+                if batch is not None:
+                    raise
+        run = self.executor(on) if timer is None else functools.partial(self.executor(on), timer=timer)
+        return lambda some: [run(stored) for stored in some], 1
+
+    def _together(self, size: int) -> _RunSome:
+        """The simulator of `size` samples at once; the last size is kept. Where fewer are left, the last one fills up."""
+        from tosaic.execute.batch import batched
+        from tosaic.execute.simulator import Simulator
+
+        kept = self._batches
+        if kept is None or kept[0] != size:
+            self._batches = kept = None  # its weights go before those of the new one come
+            self._batches = kept = size, Simulator(batched(self.graph, size)).run
+        run = kept[1]
+
+        def run_some(some: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndarray]]:
+            full = [*some, *[some[-1]] * (size - len(some))]
+            outputs = run([np.stack(arrays) for arrays in zip(*full, strict=True)])
+            return [[output[i] for output in outputs] for i in range(len(some))]
+
+        return run_some
 
     def arrays(self, inputs: Any) -> list[np.ndarray]:
         """`inputs`, as `run` takes them, in the order of the graph's.

@@ -116,6 +116,9 @@ def test_simulator_equals_reference(scheme: str, reference: Run) -> None:
             ]
             for ours, theirs in zip(artifact.run(arrays, float_io=False), reference(artifact.graph, arrays), strict=True):
                 assert np.array_equal(ours, theirs)
+        whole = [torch.cat(parts) for parts in zip(*samples, strict=True)]
+        for single, together in zip(*(artifact.run(whole, float_io=True, batch=batch) for batch in (1, 3)), strict=True):
+            assert np.array_equal(single, together)
         for port, ours in zip(artifact.passport.outputs, artifact.run(list(samples[0]), float_io=True), strict=True):
             fake = quantized(*samples[0])[port.name].numpy()
             steps_off = float(np.abs(fake - ours).max()) / (port.scale or 1.0)
