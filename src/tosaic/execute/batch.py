@@ -19,7 +19,7 @@ from tosaic.errors import ExecuteError
 from tosaic.tosa import ops
 from tosaic.tosa.graph import Builder, Graph, Node, Value
 
-Rule = Callable[["_Batch", Node], Value]
+Rule = Callable[["_Batch", Node], "Value | tuple[Value, ...]"]
 
 LARGEST = 1 << 24  # bytes of one value, beyond which more samples at once only fill the memory
 MOST = 32
@@ -40,7 +40,7 @@ def batched(graph: Graph, count: int) -> Graph:
 
 def fitting(graph: Graph) -> int:
     """How many samples of `graph` to run at once: so many that its largest value stays below `LARGEST`."""
-    values = [*graph.inputs, *(n.output for n in graph.nodes)]
+    values = [*graph.inputs, *(v for n in graph.nodes for v in n.outputs)]
     largest = max((v.type.size * v.dtype.numpy.itemsize for v in values), default=1)
     return max(1, min(MOST, LARGEST // max(1, largest)))
 
@@ -59,14 +59,16 @@ class _Batch:
             self.carried.add(value)
         self.values |= {value: value for value in self.graph.constants()}
         for node in self.graph.nodes:
-            with self.build.at(node.output.name, node.location):
+            with self.build.at(node.outputs[0].name, node.location):
                 if self.carried.isdisjoint(node.inputs):
-                    self.values[node.output] = self.build.emit(node.op, *(self.values[v] for v in node.inputs))
-                    continue
-                if type(node.op) not in _RULES:
+                    results = self.build.emit_all(node.op, *(self.values[v] for v in node.inputs))
+                elif type(node.op) in _RULES:
+                    made = _RULES[type(node.op)](self, node)
+                    results = made if isinstance(made, tuple) else (made,)
+                    self.carried.update(node.outputs)
+                else:
                     raise _refusal(node, "it has no rule for that")
-                self.values[node.output] = _RULES[type(node.op)](self, node)
-                self.carried.add(node.output)
+            self.values.update(zip(node.outputs, results, strict=True))
         return self.build.finish([self.split(v) if v in self.carried else self.repeated(v) for v in self.graph.outputs])
 
     def merged(self, value: Value) -> Value:
@@ -150,9 +152,9 @@ def _transpose(b: _Batch, node: Node) -> Value:
     return b.build.emit(ops.Transpose((0, *(p + 1 for p in perms))), b.split(node.inputs[0]))
 
 
-def _leading(b: _Batch, node: Node) -> Value:
+def _leading(b: _Batch, node: Node) -> tuple[Value, ...]:
     """Operators that treat the leading dimension as samples already."""
-    return b.build.emit(node.op, *map(b.merged, node.inputs))
+    return b.build.emit_all(node.op, *map(b.merged, node.inputs))
 
 
 def _convolution(b: _Batch, node: Node) -> Value:
@@ -162,7 +164,7 @@ def _convolution(b: _Batch, node: Node) -> Value:
     return b.build.emit(node.op, b.merged(x), *(b.values[v] for v in others))
 
 
-def _gather(b: _Batch, node: Node) -> Value:
+def _gather(b: _Batch, node: Node) -> Value | tuple[Value, ...]:
     """From one table for all samples: one GATHER of all indices."""
     values, indices = node.inputs
     if values in b.carried or values.shape[0] > 1:
@@ -178,7 +180,7 @@ def _constant(b: _Batch, node: Node, value: Value) -> None:
 
 
 def _refusal(node: Node, reason: str) -> ExecuteError:
-    where = str(node.location) if node.location else f"%{node.output.name}"
+    where = str(node.location) if node.location else f"%{node.outputs[0].name}"
     return ExecuteError(f"{node.op.NAME} cannot run many samples at once: {reason}", where=where, remedy="run them one at a time (batch=1)")
 
 
@@ -202,6 +204,6 @@ _RULES: dict[type[ops.Op], Rule] = {
     ops.Tile: _tile,
     ops.Transpose: _transpose,
     **dict.fromkeys((ops.Conv2d, ops.Conv3d, ops.DepthwiseConv2d, ops.TransposeConv2d), _convolution),
-    **dict.fromkeys((ops.AvgPool2d, ops.MaxPool2d, ops.Resize, ops.MatMul, ops.Scatter), _leading),
+    **dict.fromkeys((ops.AvgPool2d, ops.MaxPool2d, ops.Resize, ops.MatMul, ops.Scatter, ops.Fft2d, ops.RFft2d), _leading),
     ops.Gather: _gather,
 }
