@@ -47,6 +47,7 @@ def quantize(
     between: str = "int32",
     observer: str = "minmax",
     bias_correction: bool = True,
+    ports: Mapping[str, str] | None = None,
     spec: str | None = None,
     progress: Callable[[int], None] | None = None,
     dump: Path | str | None = None,
@@ -64,6 +65,7 @@ def quantize(
         between: precision of values that arithmetic between the MACs reads: "int32", "int16" or "int8".
         observer: "minmax" or "percentile".
         bias_correction: correct the shift that weight rounding gives the mean of each layer's output.
+        ports: input or output name -> "int8", "int16" or "int32", where it is not the scheme's own precision.
         spec: checked against the recipe before any work is done.
         progress: called with the number of calibration samples seen.
         dump: a folder for the text of each stage.
@@ -71,7 +73,7 @@ def quantize(
     Raises:
         SpecError, InputError, CaptureError, QuantizeError: see their docstrings.
     """
-    recipe = Recipe(scheme, scope, overrides or {}, between, observer, bias_correction)
+    recipe = Recipe(scheme, scope, overrides or {}, between, observer, bias_correction, ports or {})
     if spec is not None:
         recipe.check(Spec.parse(spec))
     if recipe.scheme in FLOATS and not recipe.overrides:
@@ -82,7 +84,9 @@ def quantize(
     captured = _captured(model, example_inputs, dump)
     _check_quantizable(captured)
     watch.lap("capture")
-    module, chosen, record = quantize_captured(captured.module, captured.example_inputs, calibration, recipe, progress=progress)
+    module, chosen, record = quantize_captured(
+        captured.module, captured.example_inputs, calibration, recipe, output_names=captured.output_names, progress=progress
+    )
     _dump(dump, "01_quantized.txt", module)
     watch.lap("quantize")
     names = captured.input_names, captured.output_names
@@ -97,6 +101,7 @@ def prepare_qat(
     scope: str = "full",
     overrides: Mapping[str, str] | None = None,
     between: str = "int32",
+    ports: Mapping[str, str] | None = None,
     spec: str | None = None,
 ) -> QatSession:
     """Prepare a copy of `model` for quantization-aware training; arguments as for `quantize`.
@@ -104,7 +109,7 @@ def prepare_qat(
     Returns:
         A session: train `session.model` in your own loop, then `session.finish()` gives what `compile` takes.
     """
-    recipe = Recipe(scheme, scope, overrides or {}, between, bias_correction=False)  # training moves the biases itself
+    recipe = Recipe(scheme, scope, overrides or {}, between, bias_correction=False, ports=ports or {})  # training moves the biases itself
     if spec is not None:
         recipe.check(Spec.parse(spec))
     captured = capture_for_training(model, example_inputs, keep=LOWERINGS)

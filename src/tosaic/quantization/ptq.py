@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,6 +56,7 @@ def quantize_captured(
     calibration: Iterable[Any],
     recipe: Recipe,
     *,
+    output_names: Sequence[str] = (),
     progress: Callable[[int], None] | None = None,
 ) -> tuple[torch.fx.GraphModule, dict[str, Chosen], dict[str, Any]]:
     """Observe, calibrate and convert a captured graph (batch norm folded already).
@@ -63,6 +64,7 @@ def quantize_captured(
     Args:
         calibration: an iterable of input tuples (or tensors); batches of any size that is a multiple of the
             captured batch size.
+        output_names: of the flattened outputs, for the recipe's `ports`.
         progress: called with the number of samples seen.
 
     Returns:
@@ -71,7 +73,7 @@ def quantize_captured(
     Raises:
         InputError: empty calibration, wrong shapes or types, or values that are not finite.
     """
-    quantizer = TosaQuantizer(recipe)
+    quantizer = TosaQuantizer(recipe, output_names=output_names)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         mark_linears(module, recipe)

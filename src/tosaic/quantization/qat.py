@@ -37,7 +37,7 @@ class QatSession:
         recipe: Recipe,
         finish_training: Callable[[torch.fx.GraphModule], None],
     ) -> None:
-        self._quantizer = TosaQuantizer(recipe, training=True)
+        self._quantizer = TosaQuantizer(recipe, output_names=output_names, training=True)
         self._example_inputs, self._names, self._recipe = example_inputs, (input_names, output_names), recipe
         self._finish_training = finish_training
         self._calibration: dict[str, Any] = {}

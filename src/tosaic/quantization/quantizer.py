@@ -10,10 +10,12 @@ import dataclasses
 import difflib
 import functools
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.fx import Node
+from torch.utils import _pytree as pytree
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer, SharedQuantizationSpec
 
 from tosaic.errors import InputError
@@ -67,9 +69,9 @@ class TosaQuantizer(Quantizer):
         chosen: filled by `annotate`: node name -> decision, for the ledger.
     """
 
-    def __init__(self, recipe: Recipe, *, training: bool = False) -> None:
+    def __init__(self, recipe: Recipe, *, output_names: Sequence[str] = (), training: bool = False) -> None:
         super().__init__()
-        self.recipe, self.training = recipe, training
+        self.recipe, self.output_names, self.training = recipe, output_names, training
         self.chosen: dict[str, Chosen] = {}
 
     def annotate(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
@@ -79,6 +81,7 @@ class TosaQuantizer(Quantizer):
             InputError: an override names nothing in it.
         """
         self._check_overrides(model)
+        self._check_ports(model)
         self._constant = constants(model)
         self._feature_maps = feature_maps(model)
         self._depths = depths(model)
@@ -118,6 +121,17 @@ class TosaQuantizer(Quantizer):
                 if any(path.startswith(f"{pattern}.") for path, _ in names):
                     remedy = f"write '{pattern}.*' for what is inside it"
                 raise InputError(f"override '{pattern}' names no module or operator of the model", remedy=remedy)
+
+    def _check_ports(self, model: torch.fx.GraphModule) -> None:
+        names = [*(n.name for n in model.graph.find_nodes(op="placeholder")), *self.output_names]
+        unknown = [name for name in self.recipe.ports if name not in names]
+        if unknown:
+            raise InputError(f"the model has no input or output '{unknown[0]}'", remedy=f"it has {', '.join(names)}")
+        activation = SCHEMES[self.recipe.scheme].activation
+        known = (activation.dtype.name.lower() if activation else "", self.recipe.between)
+        for name in self.output_names:
+            if (precision := self.recipe.ports.get(name, known[1])) not in known:
+                raise InputError(f"output '{name}' cannot be {precision}", remedy=f"{self.recipe.scheme} gives {' or '.join(known)}")
 
     def validate(self, model: torch.fx.GraphModule) -> None:
         """Nothing to check: `annotate` writes rules only."""
@@ -190,7 +204,7 @@ class TosaQuantizer(Quantizer):
             if user.target is operator.getitem and not is_float(user):  # the indices beside sorted values
                 continue
             if user.op == "output":
-                wanted.add("narrow")
+                wanted |= {self._port_demand(name) for name in self._names_of(node, user)}
             elif rule is None or self._scheme(user) is None:
                 wanted.add("float")
             elif user.target is operator.getitem or rule.kind is Kind.MOVE:
@@ -198,6 +212,14 @@ class TosaQuantizer(Quantizer):
             else:
                 wanted.add("narrow" if rule.kind in _NARROW else "wide")
         return wanted
+
+    def _names_of(self, node: Node, output: Node) -> list[str]:
+        """The names under which a value leaves the model."""
+        leaves = pytree.tree_leaves(output.args[0])
+        return [name for name, leaf in zip(self.output_names or [""] * len(leaves), leaves, strict=True) if leaf is node]
+
+    def _port_demand(self, name: str) -> str:
+        return "wide" if self.recipe.ports.get(name) == self.recipe.between else "narrow"
 
     def _precision_of(self, node: Node) -> Precision | None:
         """Precision at which the value of a quantized operator is stored; None if it is not quantized there."""
@@ -209,8 +231,19 @@ class TosaQuantizer(Quantizer):
         demand = self._demand[node]
         if "float" in demand:
             return None
+        if (cache := self._written_input(node)) is not None:
+            return self._port(cache, scheme)
         wide = "wide" in demand and rule.kind in (Kind.MAC, Kind.WIDE, Kind.CLAMP, Kind.JOIN) and not rule.narrow_result
         return self._between(scheme) if wide else scheme.activation
+
+    def _port(self, node: Node, scheme: Scheme) -> Precision | None:
+        """Precision of an input of the model."""
+        return PRECISIONS[self.recipe.ports[node.name]] if node.name in self.recipe.ports else scheme.activation
+
+    def _written_input(self, node: Node) -> Node | None:
+        """The input of the model, a cache, into which an operator writes."""
+        rule = self._rule(node)
+        return node.args[0] if rule is not None and rule.writes and node.args[0].op == "placeholder" else None
 
     def _is_simulated(self, node: Node) -> bool:
         """A batch norm that training simulates folded (its weight scaling is part of the weight)."""
@@ -225,7 +258,7 @@ class TosaQuantizer(Quantizer):
             schemes = [SCHEMES[self.recipe.scheme]]  # handed on as it is
         if "float" not in self._demand[node] and schemes:
             widest = max(schemes, key=lambda s: s.activation.dtype.bits)  # type: ignore[union-attr]
-            node.meta[_KEY] = QuantizationAnnotation(output_qspec=self._activation(widest.activation, node.name), _annotated=True)
+            node.meta[_KEY] = QuantizationAnnotation(output_qspec=self._activation(self._port(node, widest), node.name), _annotated=True)
 
     def _annotate_operator(self, node: Node) -> None:
         rule, scheme = self._rule(node), self._scheme(node)
@@ -288,6 +321,8 @@ class TosaQuantizer(Quantizer):
         if rule.kind in _SHARES:
             source = node.args[0]
             return SharedQuantizationSpec((source, node) if source in annotation.input_qspec_map else source)
+        if (cache := self._written_input(node)) is not None and self._stored[cache] == precision:
+            return SharedQuantizationSpec(cache)
         first = self._first_of.get(node, node)
         return self._activation(precision, node.name, rule.fixed_range) if first is node else SharedQuantizationSpec(first)
 

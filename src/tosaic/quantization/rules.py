@@ -50,6 +50,7 @@ class Rule:
         narrow_result: the result is at activation precision even where arithmetic reads it.
         depth: how far below the largest element of its input others still matter (a softmax: masked scores are no numbers to
             calibrate for).
+        writes: the result is the first operand, of which a part is replaced; an input of the model, as a cache is, keeps its scale.
     """
 
     kind: Kind
@@ -59,6 +60,7 @@ class Rule:
     natural: bool = False
     narrow_result: bool = False
     depth: float | None = None
+    writes: bool = False
 
 
 _MOVES = (
@@ -203,9 +205,9 @@ RULES: dict[torch._ops.OpOverload, Rule] = {
     **{op: Rule(Kind.WIDE) for op in _ROWS},
     exp_below_max: Rule(Kind.WIDE, fixed_range=(0.0, 1.0), narrow_result=True, depth=64.0),
     aten.cat.default: Rule(Kind.JOIN),
-    aten.scatter.src: Rule(Kind.JOIN, (0, 3)),
-    aten.scatter.value: Rule(Kind.JOIN),
-    aten.index_put.default: Rule(Kind.JOIN, (0, 2)),
+    aten.scatter.src: Rule(Kind.JOIN, (0, 3), writes=True),
+    aten.scatter.value: Rule(Kind.JOIN, writes=True),
+    aten.index_put.default: Rule(Kind.JOIN, (0, 2), writes=True),
     aten.embedding.default: Rule(Kind.MAC, (), weight=0, natural=True),
     aten.max_pool1d.default: Rule(Kind.POOL),
     aten.max_pool2d.default: Rule(Kind.POOL),

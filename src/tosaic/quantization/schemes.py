@@ -87,6 +87,8 @@ class Recipe:
         between: precision of values that arithmetic consumes ("int8" stands for the scheme's own activations).
         observer: "minmax" or "percentile" (99.99th) for calibration of int8 and int16 values.
         bias_correction: move each layer's mean output to the float model's (PTQ only).
+        ports: input or output name -> precision, where it is not the scheme's: "int32" hands a value on as it is between operators,
+            for a part of a larger model.
     """
 
     scheme: str = "8a8w"
@@ -95,12 +97,15 @@ class Recipe:
     between: str = "int32"
     observer: str = "minmax"
     bias_correction: bool = True
+    ports: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _known("scheme", self.scheme, SCHEMES)
         _known("scope", self.scope, SCOPES)
         _known("between", self.between, PRECISIONS)
         _known("observer", self.observer, ("minmax", "percentile"))
+        for name, precision in self.ports.items():
+            _known(f"precision of port '{name}'", precision, PRECISIONS)
         for pattern, scheme in self.overrides.items():
             _known(f"scheme of override '{pattern}'", scheme, SCHEMES)
             if scheme in _WHOLE or self.scheme in _WHOLE:
