@@ -20,7 +20,7 @@ IDS = torch.randint(0, tiny.VOCABULARY, (1, 24), generator=torch.Generator().man
 
 def ours(checkpoint: Checkpoint, chunk: int = 24) -> Tensor:
     """Logits of all tokens, fed in chunks through the caches."""
-    decoder = checkpoint.decoder(chunk, 40, all_logits=True)
+    decoder = checkpoint.decoder(chunk, 40)
     caches, parts = list(decoder.empty_caches()), []
     with torch.no_grad():
         for start in range(0, IDS.shape[1], chunk):
@@ -45,7 +45,7 @@ def test_chunks_continue_one_another(chunk: int, tmp_path: Path) -> None:
 
 def test_logits_of_one_position(tmp_path: Path) -> None:
     """The last chunk may be padded: what lies behind the position that is asked for does not matter."""
-    decoder = open_checkpoint(tiny.save_hugging_face("gemma2", tmp_path)).decoder(32, 32)
+    decoder = open_checkpoint(tiny.save_hugging_face("gemma2", tmp_path)).decoder(32, 32, one=True)
     padded = torch.cat((IDS, torch.full((1, 8), 7)), 1)
     with torch.no_grad():
         found = decoder(padded, torch.tensor([0]), torch.tensor([23]), *decoder.empty_caches())[0]
@@ -110,7 +110,7 @@ def test_infinite_weights(tmp_path: Path) -> None:
     state["model.layers.1.mlp.up_proj.weight"][0, 0] = torch.inf
     save_file(state, tmp_path / "model.safetensors")
     with pytest.raises(InputError, match=r"layers\.1\.mlp\.up_proj\.weight holds NaN or infinite"):
-        open_checkpoint(tmp_path).layer(1)
+        open_checkpoint(tmp_path).step(1, 1, 8)
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from tosaic.errors import InputError
 from tosaic.llm.architecture import DecoderConfig
-from tosaic.llm.decoder import Decoder, Layer
+from tosaic.llm.decoder import Decoder, End, Layer, Start, Step
 
 _SHOWN = 5  # tensors that one message names
 
@@ -70,21 +71,42 @@ class Checkpoint(ABC):
             lines = "".join(f"\n  {line}" for line in wrong[:_SHOWN])
             raise InputError(f"{self.path} does not hold the {self.config.architecture} that its config describes:{lines}{rest}")
 
-    def layer(self, index: int) -> Layer:
-        """A layer with its weights, in eval mode."""
-        with torch.device("meta"):
-            layer = Layer(self.config)
-        state = {name: self.tensor(f"model.layers.{index}.{name}") for name, _ in self.config.layer_tensors()}
-        layer.load_state_dict(state, assign=True)
-        return layer.eval()
+    def start(self) -> Start:
+        """The embedding with its weights, in eval mode."""
+        return _loaded(Start, self.config, {"embed_tokens.weight": self.tensor("model.embed_tokens.weight")})
 
-    def decoder(self, tokens: int, length: int, all_logits: bool = False) -> Decoder:
-        """The whole decoder in float32, in eval mode. Arguments as for `Decoder`."""
-        decoder = Decoder(self.config, tokens, length, all_logits, layers=(self.layer(i) for i in range(self.config.layers)))
-        decoder.embed_tokens.weight = nn.Parameter(self.tensor("model.embed_tokens.weight"))
-        decoder.lm_head.weight = decoder.embed_tokens.weight if self.config.tied else nn.Parameter(self.tensor("lm_head.weight"))
-        decoder.norm.weight = nn.Parameter(self.tensor("model.norm.weight"))
-        return decoder.eval()
+    def step(self, index: int, tokens: int, length: int) -> Step:
+        """A layer with its weights, in eval mode. `tokens` are P, `length` S."""
+        state = {name: self.tensor(f"model.layers.{index}.{name}") for name, _ in self.config.layer_tensors()}
+        return Step(_loaded(Layer, self.config, state), self.config.layer_rope(index), tokens, length).eval()
+
+    def end(self, one: bool) -> End:
+        """The last norm and the head with their weights, in eval mode."""
+        head = self.tensor("model.embed_tokens.weight" if self.config.tied else "lm_head.weight")
+        return _loaded(End, self.config, {"norm.weight": self.tensor("model.norm.weight"), "lm_head.weight": head}, one)
+
+    def decoder(self, tokens: int, length: int, one: bool = False) -> Decoder:
+        """The whole decoder in float32, in eval mode.
+
+        Args:
+            tokens: P, how many token ids each call takes.
+            length: S, how many positions the caches hold.
+            one: logits of one position rather than of all.
+        """
+        self.config.check_length(length)
+        steps = (self.step(i, tokens, length) for i in range(self.config.layers))
+        return Decoder(self.config, self.start(), steps, self.end(one), length).eval()
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def _loaded(kind: Callable[..., M], config: DecoderConfig, state: dict[str, Tensor], *options: bool) -> M:
+    """A module that never had other weights."""
+    with torch.device("meta"):
+        module = kind(config, *options)
+    module.load_state_dict(state, assign=True)
+    return module.eval()
 
 
 def open_checkpoint(path: Path | str) -> Checkpoint:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tosaic.llm.architecture import DecoderConfig
+from tosaic.llm.architecture import DecoderConfig, Rope
 
 
 class RmsNorm(nn.Module):
@@ -115,75 +115,90 @@ class Layer(nn.Module):
 
 
 class Places(nn.Module):
-    """What all layers need to know of the position: where rows go, the rotary tables there, the mask."""
+    """What a layer needs to know of the position: where its rows go, what they may see, and the rotary tables there."""
 
-    def __init__(self, config: DecoderConfig, tokens: int, length: int) -> None:
+    def __init__(self, rope: Rope, head_dim: int, tokens: int, length: int) -> None:
         super().__init__()
         self.steps = nn.Buffer(torch.arange(tokens), persistent=False)
         self.positions = nn.Buffer(torch.arange(length), persistent=False)
-        self.ropes = [config.rope] + ([config.local_rope] if config.local_rope else [])
-        for index, rope in enumerate(self.ropes):
-            cos, sin = rope.tables(length, config.head_dim)
-            self.register_buffer(f"cos{index}", cos, persistent=False)
-            self.register_buffer(f"sin{index}", sin, persistent=False)
+        cos, sin = rope.tables(length, head_dim)
+        self.cos, self.sin = nn.Buffer(cos, persistent=False), nn.Buffer(sin, persistent=False)
 
-    def forward(self, position: Tensor) -> tuple[Tensor, ...]:
-        """position: int [1], of the first token -> rows int [P], mask float [P,S], then cos and sin float [P,D] of each rope."""
+    def forward(self, position: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """position: int [1], of the first token -> rows int [P], mask float [P,S], cos and sin float [P,D]."""
         rows = position + self.steps
         mask = torch.where(self.positions[None] <= rows[:, None], 0.0, -torch.inf)
-        tables = [getattr(self, f"{kind}{index}") for index in range(len(self.ropes)) for kind in ("cos", "sin")]
-        return rows, mask, *(F.embedding(rows, table) for table in tables)
+        return rows, mask, F.embedding(rows, self.cos), F.embedding(rows, self.sin)
+
+
+class Start(nn.Module):
+    """Token ids int [1,P] to the residual stream float [1,P,H]."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.embed_tokens, self.scale = nn.Embedding(config.vocabulary, config.hidden), config.embedding_scale
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embed_tokens(ids)
+        return x * self.scale if self.scale != 1.0 else x
+
+
+class Step(nn.Module):
+    """One layer, with all that it knows of the position computed inside."""
+
+    def __init__(self, layer: Layer, rope: Rope, tokens: int, length: int) -> None:
+        super().__init__()
+        self.layer, self.places = layer, Places(rope, layer.self_attn.head_dim, tokens, length)
+
+    def forward(self, x: Tensor, position: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x float [1,P,H], position int [1], keys and values float [K,S,D] -> all but the position, after this layer."""
+        rows, mask, cos, sin = self.places(position)
+        return self.layer(x, cos, sin, mask, rows, keys, values)
+
+
+class End(nn.Module):
+    """The residual stream to logits.
+
+    Args:
+        one: logits of one position, the one that `last` names, rather than of all.
+    """
+
+    def __init__(self, config: DecoderConfig, one: bool) -> None:
+        super().__init__()
+        self.norm, self.cap, self.one = RmsNorm(config.hidden, config.eps), config.logit_cap, one
+        self.lm_head = nn.Linear(config.hidden, config.vocabulary, bias=False)
+
+    def forward(self, x: Tensor, last: Tensor) -> Tensor:
+        """x float [1,P,H], last int [1] -> logits float [1,1,V], or [1,P,V]."""
+        if self.one:
+            x = x.index_select(1, last)
+        logits = self.lm_head(self.norm(x))
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
 
 
 class Decoder(nn.Module):
-    """Token ids to logits, with caches.
+    """Token ids to logits, with caches: a start, a step for each layer, an end."""
 
-    Args:
-        tokens: P, how many token ids each call takes.
-        length: S, how many positions the caches hold.
-        all_logits: logits of all P positions rather than of one.
-        layers: layers that have their weights; without them fresh ones are made.
-    """
-
-    def __init__(
-        self, config: DecoderConfig, tokens: int, length: int, all_logits: bool = False, layers: Iterable[Layer] | None = None
-    ) -> None:
+    def __init__(self, config: DecoderConfig, start: Start, steps: Iterable[Step], end: End, length: int) -> None:
         super().__init__()
-        config.check_length(length)
-        self.config, self.tokens, self.length, self.all_logits = config, tokens, length, all_logits
-        self.embed_tokens = nn.Embedding(config.vocabulary, config.hidden)
-        self.places = Places(config, tokens, length)
-        self.layers = nn.ModuleList(layers or (Layer(config) for _ in range(config.layers)))
-        self.norm = RmsNorm(config.hidden, config.eps)
-        self.lm_head = nn.Linear(config.hidden, config.vocabulary, bias=False)
-        if config.tied:
-            self.lm_head.weight = self.embed_tokens.weight
+        self.config, self.length = config, length
+        self.start, self.steps, self.end = start, nn.ModuleList(steps), end
 
     def forward(self, ids: Tensor, position: Tensor, last: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
-        """One step.
+        """One step of P tokens.
 
         Args:
-            ids: int [1,P]. position: int [1], of the first of them. last: int [1], the one whose logits are wanted.
-            caches: keys, then values of each layer in turn, float [K,S,D]; what lies at `position` and beyond is not looked at.
+            ids: int [1,P]. position: int [1], of the first of them. last: int [1], the one whose logits are wanted, if not all are.
+            caches: keys, then values of each layer in turn, float [K,S,D]; what lies behind the last token is not looked at.
 
         Returns:
-            logits float [1,1,V] (or [1,P,V] with `all_logits`), then the caches with this step's rows.
+            logits float [1,1,V] or [1,P,V], then the caches with this step's rows.
         """
-        rows, mask, *tables = self.places(position)
-        x = self.embed_tokens(ids)
-        if self.config.embedding_scale != 1.0:
-            x = x * self.config.embedding_scale
-        updated: list[Tensor] = []
-        for index, layer in enumerate(self.layers):
-            which = 2 if self.config.layer_rope(index) is self.config.local_rope else 0
-            x, keys, values = layer(x, *tables[which : which + 2], mask, rows, *caches[2 * index : 2 * index + 2])
+        x, updated = self.start(ids), []
+        for index, step in enumerate(self.steps):
+            x, keys, values = step(x, position, *caches[2 * index : 2 * index + 2])
             updated += [keys, values]
-        if not self.all_logits and self.tokens > 1:
-            x = x.index_select(1, last)
-        logits = self.lm_head(self.norm(x))
-        if (cap := self.config.logit_cap) is not None:
-            logits = cap * torch.tanh(logits / cap)
-        return logits, *updated
+        return self.end(x, last), *updated
 
     def empty_caches(self) -> Sequence[Tensor]:
         """Caches of zeros."""
