@@ -18,7 +18,7 @@ from tosaic.capture.batch_norm import fold_batch_norm
 from tosaic.capture.export import Captured, capture, capture_for_training, finish_training
 from tosaic.capture.floats import convert_floats, float_types
 from tosaic.emit.files import atomic_write
-from tosaic.emit.passport import LedgerRecord, Passport, PortRecord
+from tosaic.emit.passport import LedgerRecord, Passport, PortRecord, ValueRecord
 from tosaic.errors import InputError, UnsupportedError
 from tosaic.execute.simulator import evaluate
 from tosaic.lower.registry import LOWERINGS
@@ -81,7 +81,7 @@ def quantize(
         remedy = f"compile the model itself: tosaic.compile(model, example_inputs=...{how})"
         raise InputError(f"scheme {recipe.scheme} needs no quantization", remedy=remedy)
     watch = Stopwatch()
-    captured = _captured(model, example_inputs, dump)
+    captured = captured_for_inference(model, example_inputs, dump=dump)
     _check_quantizable(captured)
     watch.lap("capture")
     module, chosen, record = quantize_captured(
@@ -157,7 +157,7 @@ def compile(
         chosen_spec = given or model.recipe.smallest_spec()
         recipe, calibration = dataclasses.asdict(model.recipe), model.calibration
     else:
-        captured = _captured(model, example_inputs, dump, scheme)
+        captured = captured_for_inference(model, example_inputs, scheme, dump)
         module, output_names, reasons = captured.module, captured.output_names, {}
         chosen_spec = given or _spec_of(module)
         recipe, calibration = {} if scheme is None else {"scheme": scheme}, {}
@@ -184,12 +184,13 @@ def compile(
         versions=versions(),
         operators=operator_counts(graph),
         ledger=[LedgerRecord(**dataclasses.asdict(row)) for row in lowered.ledger],
+        values={v.name: ValueRecord(**dataclasses.asdict(v.meaning)) for v in graph.values() if v.meaning is not None},
     )
     timings = {**(model.timings if isinstance(model, Quantized) else {}), **watch.seconds}
     return Artifact(graph, passport, timings)
 
 
-def _captured(model: Any, example_inputs: Any, dump: Path | str | None, scheme: str | None = None) -> Captured:
+def captured_for_inference(model: Any, example_inputs: Any, scheme: str | None = None, dump: Path | str | None = None) -> Captured:
     """The model as a graph for inference: batch norm folded, in the float type of `scheme`."""
     captured = capture(model, example_inputs, keep=LOWERINGS)
     fold_batch_norm(captured.module)

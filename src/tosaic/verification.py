@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tosaic.errors import TosaicError
-from tosaic.execute.compare import TOLERANCE, TOLERANCE_OF_HALVES, Difference, difference
+from tosaic.execute.compare import TOLERANCE, TOLERANCE_OF_HALVES, Difference, difference, merged
 from tosaic.executors import EXECUTORS, description, missing, prepare
 from tosaic.tosa import ops
 from tosaic.tosa.graph import Graph, Value
@@ -79,7 +79,7 @@ class Verification:
             if check.executor != "simulator" and check.verdict != MISSING:
                 found[check.executor] = check.verdict
                 if check.first is not None:
-                    found[f"{check.executor}_first"] = f"{check.first.node.op.NAME} %{check.first.node.output.name}"
+                    found[f"{check.executor}_first"] = f"{check.first.node.op.NAME} %{check.first.value.name}"
         return found
 
 
@@ -146,7 +146,7 @@ def _check(
         for i, (sample, expected) in enumerate(zip(samples, results, strict=True)):
             progress(f"running on {executor}", i, len(samples))
             compared = [difference(a, b, tolerance) for a, b in zip(expected, artifact.executor(executor)(sample), strict=True)]
-            outputs = compared if not outputs else [_joined(a, b) for a, b in zip(outputs, compared, strict=True)]
+            outputs = compared if not outputs else [merged(a, b) for a, b in zip(outputs, compared, strict=True)]
             if wrong is None:
                 wrong = next(((i, j) for j, d in enumerate(compared) if not d.agrees), None)
     except TosaicError as error:
@@ -187,15 +187,8 @@ def _first(
     return first_prefix(graph, output, sample, run, tolerance)
 
 
-def _joined(a: Difference, b: Difference) -> Difference:
-    """Two samples together."""
-    examples = a.examples if a.examples and not a.agrees else b.examples or a.examples
-    worst = max(a.largest, b.largest), max(a.ulp, b.ulp)
-    return Difference(a.count + b.count, a.size + b.size, *worst, a.agrees and b.agrees, examples)
-
-
 def _has_floats(graph: Graph) -> bool:
-    return any(node.output.dtype.is_float for node in graph.nodes) or any(value.dtype.is_float for value in graph.inputs)
+    return any(value.dtype.is_float for value in graph.values())
 
 
 # Random inputs
@@ -239,5 +232,5 @@ def _index_limit(value: Value, users: dict[Value, list[Any]]) -> int | None:
             if isinstance(node.op, ops.Gather | ops.Scatter) and node.inputs[1] is current:
                 limits.append(node.inputs[0].shape[1])
             elif isinstance(node.op, _MOVES):
-                queue.append(node.output)
+                queue.extend(node.outputs)
     return min(limits, default=None)

@@ -125,6 +125,7 @@ class VerifyOptions(ImageOptions):
     input: Texts = []
     ulp: Annotated[float, Field(ge=0)] | None = None
     each: bool = False
+    against: str | None = None
 
 
 class InspectOptions(Options):

@@ -165,6 +165,7 @@ def verify(
     input: o.Inputs = None,
     ulp: o.Ulp = None,
     each: o.EachOperator = None,
+    against: o.Against = None,
     image_mean: o.ImageMean = None,
     image_std: o.ImageStd = None,
     config: o.Config = None,

@@ -38,12 +38,13 @@ class Loaded:
         return self.model.eval()
 
 
-def load_model(text: str, shapes: Sequence[str] = ()) -> Loaded:
+def load_model(text: str, shapes: Sequence[str] = (), otherwise: Sequence[str] = ()) -> Loaded:
     """Import or read a model.
 
     Args:
         text: what stands for MODEL.
         shapes: `1,3,224,224` or `1,16:int64`, one for each input; instead of example inputs that the callable returns.
+        otherwise: the same, for a callable that returns none.
 
     Raises:
         InputError: no such model, it raised, it is no model, or its input shapes are not known.
@@ -68,6 +69,8 @@ def load_model(text: str, shapes: Sequence[str] = ()) -> Loaded:
         )
     if shapes:
         inputs = tuple(_example(shape) for shape in shapes)
+    if inputs is None and otherwise:
+        inputs = tuple(_example(shape) for shape in otherwise)
     if inputs is None:
         raise InputError(
             f"MODEL: the input shapes of {text} are not known",

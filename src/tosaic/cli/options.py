@@ -128,6 +128,14 @@ Ulp = Annotated[
     float | None,
     Option("--ulp", metavar="N", show_default="64, or 4 for 16-bit types", help="How far floats may be apart, in units in the last place."),
 ]
+Against = Annotated[
+    str | None,
+    Option(
+        "--against",
+        metavar="FILE|MODEL",
+        help="Compare with another .vgf or .tosa file instead, or layer by layer with the float model, as file.py:callable or .pt2.",
+    ),
+]
 EachOperator = Annotated[
     bool | None, Option("--each", show_default=False, help="Compare the result of each operator too, which equal outputs may hide.")
 ]

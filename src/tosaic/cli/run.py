@@ -82,7 +82,7 @@ def _profile(profile: Profile, artifact: Artifact) -> None:
     console.print(f"\n{'the slowest' if len(slowest) == _SLOWEST else 'each'} of them")
     lines = [("value", "operators", "type", "ms", "share", "where in the model")]
     for line in slowest:
-        value = line.nodes[-1].output
+        value = line.nodes[-1].outputs[0]
         lines.append((f"%{value.name}", line.operators, str(value.type), *times(line.seconds), artifact.location(line.nodes[0])))
     table(lines)
 

@@ -17,6 +17,10 @@ def verify(options: VerifyOptions) -> bool:
     Returns:
         Whether all agree; false too where one failed.
     """
+    if options.against is not None:
+        from tosaic.cli import against
+
+        return against.compare(options)
     artifact = load(options.file)
     inputs = read_inputs(artifact, options.input, options.image_mean, options.image_std) if options.input else None
     with steps() as at:
@@ -66,7 +70,7 @@ def _first(artifact: Artifact, check: Check) -> None:
         how = "each operator by itself agrees; from the inputs on, the first result that differs"
     console = stdout()
     console.print(f"\n{how} on {check.executor}:")
-    rows = [("operator", f"{node.op.NAME}({operands})"), ("result", f"%{node.output.name}: {node.output.type}")]
+    rows = [("operator", f"{node.op.NAME}({operands})"), ("result", f"%{finding.value.name}: {finding.value.type}")]
     rows += [("in the model", artifact.location(node) or "not known: the file has no locations")]
     if finding.difference is None:
         rows += [("failure", finding.failure)]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError, field_serializer
 
 from tosaic.emit.files import atomic_write
 from tosaic.errors import InputError
@@ -33,6 +34,27 @@ class LedgerRecord(BaseModel):
     location: str
 
 
+class ValueRecord(BaseModel):
+    """What a value between operators is in the model: the result of a node of the captured program.
+
+    real = scale * (stored - zero_point), then the moves, ["transpose", permutation] or ["reshape", shape], in order.
+    """
+
+    node: str
+    scale: float | None = None
+    zero_point: int | None = None
+    moves: list[tuple[Literal["transpose", "reshape"], list[int]]] = []
+
+    def real(self, stored: np.ndarray) -> np.ndarray:
+        """Real values (float64) of stored ones, in the model's own shape."""
+        result = stored.astype(np.float64)
+        if self.scale is not None:
+            result = (result - (self.zero_point or 0)) * self.scale
+        for kind, numbers in self.moves:
+            result = result.transpose(numbers) if kind == "transpose" else result.reshape(numbers)
+        return result
+
+
 class Passport(BaseModel):
     """Everything about an artifact that its file cannot say."""
 
@@ -51,6 +73,12 @@ class Passport(BaseModel):
     verified: dict[str, Any] = {}
     operators: dict[str, int] = {}
     ledger: list[LedgerRecord] = []
+    values: dict[str, ValueRecord] = {}
+
+    @field_serializer("values")
+    def _short(self, values: dict[str, ValueRecord]) -> dict[str, dict[str, Any]]:
+        """There are many, and most need a part of the fields."""
+        return {name: record.model_dump(exclude_defaults=True) for name, record in values.items()}
 
 
 def passport_path(vgf: Path) -> Path:

@@ -95,6 +95,13 @@ def difference(expected: np.ndarray, found: np.ndarray, tolerance: float | None 
     return Difference(int(differs.sum()), expected.size, float(apart.max()), ulp, not wrong.any(), examples)
 
 
+def merged(a: Difference, b: Difference) -> Difference:
+    """Two parts of the data together."""
+    examples = a.examples if a.examples and not a.agrees else b.examples or a.examples
+    worst = max(a.largest, b.largest), max(a.ulp, b.ulp)
+    return Difference(a.count + b.count, a.size + b.size, *worst, a.agrees and b.agrees, examples)
+
+
 def _ulp(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """The unit in the last place of each value in `dtype`, at least that of their root mean square."""
     finite = np.where(np.isfinite(values), np.abs(values), 0.0)

@@ -26,13 +26,15 @@ class Finding:
 
     Attributes:
         node: the operator.
-        difference: of its result; None where the executor failed.
+        value: its result that is wrong (the first, where it fails).
+        difference: of that; None where the executor failed.
         failure: what the executor said.
         alone: the operator itself got equal inputs; False: everything from the graph's inputs to this operator was run as one,
             and each operator by itself is right (the executor joins operators, or float differences add up).
     """
 
     node: Node
+    value: Value
     difference: Difference | None
     failure: str = ""
     alone: bool = True
@@ -44,9 +46,9 @@ def cut(nodes: Sequence[Node], outputs: Sequence[Value] | None = None) -> Graph:
     Args:
         outputs: what it gives; without them every node's result.
     """
-    made = {node.output for node in nodes}
+    made = {value for node in nodes for value in node.outputs}
     read = dict.fromkeys(v for node in nodes for v in node.inputs if not v.is_const and v not in made)
-    return Graph("part", list(read), list(outputs if outputs is not None else (n.output for n in nodes)), list(nodes))
+    return Graph("part", list(read), list(outputs if outputs is not None else (v for n in nodes for v in n.outputs)), list(nodes))
 
 
 def first_difference(
@@ -81,7 +83,7 @@ def _pieces(graph: Graph) -> Iterator[list[Node]]:
     nodes: list[Node] = []
     size = 0
     for node in graph.nodes:
-        nbytes = node.output.type.size * node.output.dtype.numpy.itemsize
+        nbytes = sum(v.type.size * v.dtype.numpy.itemsize for v in node.outputs)
         if nodes and (len(nodes) == NODES or size + nbytes > BYTES):
             yield nodes
             nodes, size = [], 0
@@ -97,7 +99,7 @@ def _compared(piece: Graph, given: list[np.ndarray], expected: list[np.ndarray],
         found = run(piece, given)
     except TosaicError as error:
         if len(piece.nodes) == 1:
-            return Finding(piece.nodes[0], None, error.what)
+            return Finding(piece.nodes[0], piece.outputs[0], None, error.what)
         values = dict(zip((*piece.inputs, *piece.outputs), (*given, *expected), strict=True))
         middle = len(piece.nodes) // 2
         for nodes in (piece.nodes[:middle], piece.nodes[middle:]):
@@ -106,10 +108,22 @@ def _compared(piece: Graph, given: list[np.ndarray], expected: list[np.ndarray],
             if finding is not None:
                 return finding
         return None
-    for node, a, b in zip(piece.nodes, expected, found, strict=True):
+    makers = {value: node for node in piece.nodes for value in node.outputs}
+    return _first_wrong(makers, piece.outputs, expected, found, tolerance)
+
+
+def _first_wrong(
+    makers: dict[Value, Node],
+    values: Sequence[Value],
+    expected: list[np.ndarray],
+    found: list[np.ndarray],
+    tolerance: float | None,
+    alone: bool = True,
+) -> Finding | None:
+    for value, a, b in zip(values, expected, found, strict=True):
         compared = difference(a, b, tolerance)
         if not compared.agrees:
-            return Finding(node, compared)
+            return Finding(makers[value], value, compared, alone=alone)
     return None
 
 
@@ -127,14 +141,14 @@ def first_prefix(graph: Graph, output: Value, inputs: Sequence[np.ndarray], run:
     def at(nodes: Sequence[Node]) -> Finding | None:
         part = _reaching(nodes)
         arrays = [given[v] for v in part.inputs]
-        [expected] = evaluate(part, arrays)
+        expected = evaluate(part, arrays)
         try:
-            compared = difference(expected, run(part, arrays)[0], tolerance)
+            found = run(part, arrays)
         except TosaicError as error:
-            return Finding(nodes[-1], None, error.what, alone=False)
-        return None if compared.agrees else Finding(nodes[-1], compared, alone=False)
+            return Finding(nodes[-1], nodes[-1].outputs[0], None, error.what, alone=False)
+        return _first_wrong(dict.fromkeys(part.outputs, nodes[-1]), part.outputs, expected, found, tolerance, alone=False)
 
-    end = next((i for i, node in enumerate(graph.nodes) if node.output is output), None)
+    end = next((i for i, node in enumerate(graph.nodes) if output in node.outputs), None)
     if end is None:
         return None
     nodes = _reaching(graph.nodes[: end + 1]).nodes
@@ -148,11 +162,11 @@ def first_prefix(graph: Graph, output: Value, inputs: Sequence[np.ndarray], run:
 
 
 def _reaching(nodes: Sequence[Node]) -> Graph:
-    """What the last of `nodes` depends on among them, with its result as the only output."""
-    wanted = {nodes[-1].output}
+    """What the last of `nodes` depends on among them, with its results as the only outputs."""
+    wanted = set(nodes[-1].outputs)
     kept = []
     for node in reversed(nodes):
-        if node.output in wanted:
+        if not wanted.isdisjoint(node.outputs):
             wanted.update(node.inputs)
             kept.append(node)
-    return cut(kept[::-1], [nodes[-1].output])
+    return cut(kept[::-1], nodes[-1].outputs)

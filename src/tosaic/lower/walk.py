@@ -29,7 +29,7 @@ from tosaic.lower.limits import check_limits
 from tosaic.lower.operand import Operand, Quant
 from tosaic.lower.registry import LOWERINGS
 from tosaic.tosa import ops
-from tosaic.tosa.graph import Builder, Graph, Location, Value
+from tosaic.tosa.graph import Builder, Graph, Location, Meaning, Value
 from tosaic.tosa.spec import Spec
 from tosaic.tosa.types import DType
 
@@ -37,6 +37,7 @@ _q = torch.ops.quantized_decomposed
 QUANTIZE = (_q.quantize_per_tensor.default, _q.quantize_per_tensor.tensor, _q.quantize_per_channel.default)
 DEQUANTIZE = (_q.dequantize_per_tensor.default, _q.dequantize_per_tensor.tensor, _q.dequantize_per_channel.default)
 _DTYPES = {torch.int8: DType.INT8, torch.uint8: DType.INT8, torch.int16: DType.INT16, torch.int32: DType.INT32}
+_MOVES = 4  # operators that move a result, at most
 _CLAMPS = ("relu", "relu6", "hardtanh", "clamp")
 
 
@@ -165,6 +166,7 @@ class _Walk:
         value = self.builder.input(node.name, dtype, shape)
         scale = float(stored.scale) if stored else None  # type: ignore[arg-type]
         zero_point = stored.zero_point if stored else None
+        self._note(node, Operand(value, quant=stored, perm=perm))
         self.inputs.append(Port(value.name, dtype, shape, scale, zero_point, "nhwc" if perm else "model"))
         return Operand(value, quant=stored, perm=perm)
 
@@ -183,6 +185,8 @@ class _Walk:
             if value in self.builder.graph.inputs or value in taken or value.is_const:
                 value = self.builder.emit(ops.Identity(), value)
         value.name = name
+        if isinstance(leaf, Node) and value.meaning is None:
+            self._note(_source(leaf), Operand(value, quant=x.quant, perm=NCHW if nhwc else None))
         scale = float(x.quant.scale) if x.quant else None  # type: ignore[arg-type]
         zero_point = x.quant.zero_point if x.quant else None
         return value, Port(name, value.dtype, value.shape, scale, zero_point, "nhwc" if nhwc else "model")
@@ -199,10 +203,12 @@ class _Walk:
         try:
             if node.target in QUANTIZE:
                 self.results[node] = self._quantize(node)
+                self._note(_source(node), self.results[node])
             elif node.target in DEQUANTIZE:
                 self.results[node] = self._dequantize(node)
             elif node.target is operator.getitem:
                 self.results[node] = self.results[node.args[0]][node.args[1]]
+                self._note(node, self.results[node])
             elif (folded := self._fold(node)) is not None:
                 self.results[node] = folded
             elif (function := LOWERINGS.get(node.target)) is None:
@@ -222,7 +228,34 @@ class _Walk:
             args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: self.results[n])
             self.results[node] = self._computed(node, function, args, kwargs)
         emitted = self.builder.graph.nodes[first:]
+        self._note(node, self.results[node])
         self.ledger.append(entry(node.name, location, self.results[node], emitted, self.ctx.want, floating, self.reasons.get(node.name)))
+
+    def _note(self, node: Node, x: Any) -> None:
+        """Say that the value of `x` is the result of `node`, where it is just that, and not known as another's already."""
+        if not isinstance(x, Operand) or x.value is None or x.value.is_const or x.value.meaning is not None:
+            return
+        if x.clamped or (x.quant is not None and x.quant.per_channel):
+            return
+        scale, zero_point = (None, None) if x.quant is None else (float(x.quant.scale), x.quant.zero_point)  # type: ignore[arg-type]
+        meaning = Meaning(node.name, scale, zero_point)
+        if x.view is not None:
+            meaning = meaning.after(("reshape", x.view))
+        if x.perm is not None:
+            meaning = meaning.after(("transpose", x.perm))
+        x.value.meaning = meaning
+        self._note_moved(x.value, meaning)
+
+    def _note_moved(self, value: Value, meaning: Meaning) -> None:
+        """The same of what `value` was moved from: optimization takes such operators away."""
+        for node in reversed(self.builder.graph.nodes[-_MOVES:]):
+            if value not in node.outputs:
+                continue
+            if not isinstance(node.op, ops.Reshape | ops.Transpose) or node.inputs[0].meaning is not None or node.inputs[0].is_const:
+                return
+            move = ("transpose", node.op.perms) if isinstance(node.op, ops.Transpose) else ("reshape", node.op.shape)
+            value, meaning = node.inputs[0], meaning.after(move)
+            value.meaning = meaning
 
     def _computed(self, node: Node, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What a lowering function gives: in the operator's own float type where that rounds once, else in float32."""
@@ -267,9 +300,7 @@ class _Walk:
         shift = 128 if node.args[5] is torch.uint8 else 0
         if low - shift > target.dtype.min or high - shift < target.dtype.max:
             x = x.clamp(float(target.real(np.array(low - shift))), float(target.real(np.array(high - shift))))
-        source = node.args[0]
-        while source.target in (*QUANTIZE, *DEQUANTIZE):
-            source = source.args[0]
+        source = _source(node)
         with self.builder.at(source.name, location_of(source)):
             return self.ctx.store_as(x, target)
 
@@ -326,6 +357,13 @@ def _constant(stored: torch.Tensor, args: tuple[Any, ...], per_channel: bool, in
     four_bits = int4 and DType.INT4.min <= low - shift and high - shift <= DType.INT4.max
     quant = Quant(scales, 0, DType.INT4 if four_bits else _DTYPES[stored.dtype])
     return Operand(array=stored.numpy().astype(np.int64) - shift, quant=quant, axis=int(args[2]) if per_channel else None)
+
+
+def _source(node: Node) -> Node:
+    """What a quantize operator quantizes, through others of its kind."""
+    while node.target in (*QUANTIZE, *DEQUANTIZE):
+        node = node.args[0]
+    return node
 
 
 def _quant_of(node: Node) -> Quant:

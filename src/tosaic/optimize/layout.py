@@ -287,7 +287,8 @@ class _Assignment:
             if layouts == axes.original(node) and (inputs == node.inputs or len(node.outputs) > 1):
                 new.keep(node, inputs)
             else:
-                new.replace(node.output, new.append(axes.carry(node.op, layouts), inputs, node.output.name, node.location))
+                value = new.append(axes.carry(node.op, layouts), inputs, node.output.name, node.location)
+                new.replace(node.output, value, ("transpose", axes.inverse(layouts[0])))
         new.at(None)
         made = {v: n for n in self.graph.nodes for v in n.outputs}
         for value in self.graph.outputs:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tosaic.tosa import ops
-from tosaic.tosa.graph import Bound, Graph, Location, Node, Value
+from tosaic.tosa.graph import Bound, Graph, Location, Move, Node, Value
 from tosaic.tosa.types import DType, TensorType
 
 Evaluate = Callable[[Graph, Sequence[np.ndarray]], list[np.ndarray]]
@@ -139,11 +139,13 @@ class Rewriter:
         """What stands for a value of the old graph."""
         return self._new.get(value, value)
 
-    def replace(self, old: Value, new: Value) -> None:
-        """Let `new`, which holds the same numbers, stand for `old`, whose node goes."""
+    def replace(self, old: Value, new: Value, *moves: Move) -> None:
+        """Let `new`, which holds the same numbers, stand for `old`, whose node goes; `moves` bring them into the old order."""
         self._new[old] = new
         if not new.is_const:
             new.bound = narrower(new.bound, old.bound)
+            if new.meaning is None and old.meaning is not None:
+                new.meaning = old.meaning.after(*moves)
 
     def const(self, data: np.ndarray, dtype: DType, name: str) -> Value:
         """A new constant."""
@@ -181,6 +183,8 @@ class Rewriter:
                 new = self._append(self._updated(root))
             else:
                 new = self.append(ops.Identity(), (new,), old.name, location)
+        if new.meaning is None:
+            new.meaning = old.meaning
         self._claims[new] = old
         self._claimed[old] = new
 
@@ -231,7 +235,7 @@ class Rewriter:
             if value not in names and name in wanted:
                 name = self._unique(name)
             if name != value.name:
-                new[value] = Value(name, value.type, bound=value.bound)
+                new[value] = Value(name, value.type, bound=value.bound, meaning=value.meaning)
         for v in {v for n in nodes for v in n.inputs if v.is_const and v.name in wanted}:
             new[v] = Value(self._unique(v.name), v.type, v.data)
 

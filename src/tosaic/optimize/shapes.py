@@ -237,7 +237,8 @@ class _Plan:
             if op == node.op and (inputs == node.inputs or len(node.outputs) > 1):
                 new.keep(node, inputs)
             else:
-                new.replace(node.output, new.append(op, inputs, node.output.name, node.location))
+                value = new.append(op, inputs, node.output.name, node.location)
+                new.replace(node.output, value, ("reshape", node.output.shape))
         new.at(None)
         made = {v: n for n in self.graph.nodes for v in n.outputs}
         for value in self.graph.outputs:

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import NamedTuple
 
 import numpy as np
@@ -40,6 +41,31 @@ class Bound(NamedTuple):
     why: str = ""
 
 
+Move = tuple[str, tuple[int, ...]]  # ("transpose", permutation) or ("reshape", shape)
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What a value is in the user's model: the result of a node of the captured program.
+
+    Attributes:
+        node: its name there.
+        scale, zero_point: real = scale * (stored - zero_point); None for floats, indices and conditions.
+        moves: by which the stored tensor becomes the model's own, in order.
+    """
+
+    node: str
+    scale: float | None = None
+    zero_point: int | None = None
+    moves: tuple[Move, ...] = ()
+
+    def after(self, *moves: Move) -> Meaning:
+        """Of a value that becomes this one by `moves`."""
+        joined = [*moves, *self.moves]
+        kept = [move for move, then in zip_longest(joined, joined[1:]) if not (then and move[0] == then[0] == "reshape")]
+        return Meaning(self.node, self.scale, self.zero_point, tuple(kept))
+
+
 @dataclass(eq=False)
 class Value:
     """A tensor in the graph. `data` is set for constants only, and is never written to.
@@ -48,12 +74,14 @@ class Value:
 
     Attributes:
         bound: of the stored integers, where lowering knows more than the operators say; see `ranges`.
+        meaning: in the user's model, where it is a value of that.
     """
 
     name: str
     type: TensorType
     data: np.ndarray | None = None
     bound: Bound | None = None
+    meaning: Meaning | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -100,6 +128,10 @@ class Graph:
     def ops(self) -> list[Op]:
         """The operators in order, without constants."""
         return [n.op for n in self.nodes]
+
+    def values(self) -> list[Value]:
+        """Inputs and results of all operators, in order."""
+        return [*self.inputs, *(value for node in self.nodes for value in node.outputs)]
 
     def constants(self) -> list[Value]:
         """Constant values in order of first use (then constant outputs)."""
