@@ -211,7 +211,7 @@ def test_verify_compares_all_executors(exported: Path) -> None:
 def test_verify_names_the_operator_that_differs(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare = executors.prepare
 
-    def wrong(on: str, graph: Any, vgf: bytes | None = None) -> Any:
+    def wrong(on: str, graph: Any, vgf: Path | None = None) -> Any:
         run = prepare("simulator", graph)
         tables = [i for i, value in enumerate(graph.outputs) for n in graph.nodes if n.output is value and n.op.NAME == "TABLE"]
 
@@ -252,7 +252,7 @@ def test_doctor_fails_only_for_what_is_required(monkeypatch: pytest.MonkeyPatch)
     fine = [Check("torch", True, "2.13"), Check("vulkan run", False, "no driver", "install one", required=False)]
     monkeypatch.setattr(show, "checks", lambda: fine)
     assert "optional  vulkan run  no driver" in ok("doctor") and "vulkan run: install one" in ok("doctor")
-    monkeypatch.setattr(show, "checks", lambda: [*fine, Check("model-converter", False, "not installed", "pip install it")])
+    monkeypatch.setattr(show, "checks", lambda vgf: [*fine, Check("model-converter", False, "not installed", "pip install it")])
     result = cli("doctor")
     assert result.exit_code == 1 and "missing   model-converter  not installed" in result.stdout
 

@@ -146,7 +146,7 @@ def test_dynamic_shapes(fails: Any, tmp_path: Path) -> None:
 
 
 def test_the_converter(fails: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = ("export", model("net_and_inputs"), "--calibration", model("samples"))
+    arguments = ("export", model("net_and_inputs"), "--calibration", model("samples"), "--emitter", "converter")
     monkeypatch.setenv("TOSAIC_MODEL_CONVERTER", "/no/converter")
     message = fails(*arguments)
     assert "model-converter '/no/converter' ($TOSAIC_MODEL_CONVERTER) is not an executable file" in message and "pip install" in message

@@ -87,7 +87,7 @@ def test_a_network_end_to_end(kind: type[nn.Module], reference: Run, tmp_path: P
 
 
 def test_weights_are_packed_in_tosa_and_bytes_in_vgf(tmp_path: Path) -> None:
-    """Two weights a byte in `.tosa`; model-converter writes each as a byte of its own, and calls it int8."""
+    """Two weights a byte in `.tosa`; in `.vgf` each is a byte of its own, called int8: Vulkan has no format of four bits."""
     model, x = nn.Linear(128, 64).eval(), torch.randn(4, 128)
     four, eight = (tosaic.compile(tosaic.quantize(model, x, [x], scheme)).graph for scheme in ("8a4w", "8a8w"))
     assert len(serialize(eight)) - len(serialize(four)) > 0.9 * 128 * 64 / 2

@@ -10,15 +10,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from tosaic.emit.files import atomic_write_all
+from tosaic.emit.files import Hashed, atomic_write_all
 from tosaic.emit.flatbuffer import serialize
 from tosaic.emit.passport import Passport, PortRecord, encode_passport, passport_path, read_passport
 from tosaic.emit.read import read_tosa, read_vgf
-from tosaic.emit.vgf import to_vgf
+from tosaic.emit.vgf import stream_vgf
 from tosaic.errors import ExecuteError, InputError
 from tosaic.executors import EXECUTORS, Run, prepare
 from tosaic.tosa.graph import Graph, Node, Value
@@ -52,20 +52,31 @@ class Artifact:
     _executors: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     _batches: tuple[int, Any] | None = field(default=None, init=False, repr=False, compare=False)
 
-    def save(self, path: Path | str) -> Path:
+    def save(self, path: Path | str, *, emitter: str = "direct", debug_info: bool = True) -> Path:
         """Write the `.vgf` (or `.tosa`, by the suffix) and its passport; neither is replaced before both are written.
 
+        Args:
+            emitter: who writes a `.vgf`: "direct", or "converter" for Arm's model-converter.
+            debug_info: names of values and places in the model that operators come from, in a `.vgf` that is written directly.
+
         Raises:
-            InputError: the suffix is neither.
+            InputError: the suffix is neither, or there is no such emitter.
             EmitError: the converter or the file system failed; an old file stays as it was.
         """
         path = Path(path)
         if path.suffix not in (".vgf", ".tosa"):
             raise InputError(f"cannot write {path}: the suffix is neither .vgf nor .tosa", remedy="name it like model.vgf")
         start = time.perf_counter()
-        data = to_vgf(self.graph) if path.suffix == ".vgf" else serialize(self.graph)
-        self.passport.sha256 = hashlib.sha256(data).hexdigest()
-        atomic_write_all({path: data, passport_path(path): encode_passport(self.passport)})
+
+        def write(file: BinaryIO) -> None:
+            hashed = Hashed(file)
+            if path.suffix == ".vgf":
+                stream_vgf(self.graph, hashed, emitter=emitter, debug_info=debug_info)
+            else:
+                hashed.write(serialize(self.graph))
+            self.passport.sha256 = hashed.hexdigest()
+
+        atomic_write_all({path: write, passport_path(path): lambda file: file.write(encode_passport(self.passport))})
         self.timings["emit"] = time.perf_counter() - start
         self.path = path
         return path
@@ -260,11 +271,11 @@ class Artifact:
             raise InputError(f"input '{port.name}': expected {value.dtype.numpy}, found {array.dtype}", remedy=hint)
         return np.ascontiguousarray(array).reshape(array.shape)  # numpy makes scalars 1-d here
 
-    def _file(self) -> bytes | None:
-        """The bytes of the `.vgf` that it was read from or saved to, if they are still there."""
-        # a copy: another artifact may be saved under the same name while this one is in use
-        data = self.path.read_bytes() if self.path is not None and self.path.suffix == ".vgf" and self.path.is_file() else b""
-        return data if hashlib.sha256(data).hexdigest() == self.passport.sha256 else None
+    def _file(self) -> Path | None:
+        """The `.vgf` that it was read from or saved to, if it is still that."""
+        if self.path is None or self.path.suffix != ".vgf" or not self.path.is_file():
+            return None
+        return self.path if _digest(self.path) == self.passport.sha256 else None
 
 
 def _samples(array: np.ndarray, port: PortRecord, value: Value) -> int:
@@ -344,13 +355,18 @@ def load(path: Path | str) -> Artifact:
     if path.suffix not in (".vgf", ".tosa"):
         raise InputError(f"{path}: the suffix is neither .vgf nor .tosa")
     graph = read_vgf(path) if path.suffix == ".vgf" else read_tosa(path)
-    passport, digest = read_passport(path), hashlib.sha256(path.read_bytes()).hexdigest()
+    passport, digest = read_passport(path), _digest(path)
     if passport is None:
         passport = Passport(name=path.stem, spec="", sha256=digest, inputs=_ports(graph.inputs), outputs=_ports(graph.outputs))
     elif passport.sha256 and passport.sha256 != digest:
         raise InputError(f"{passport_path(path)} belongs to another file than {path}", remedy="export again, or remove the passport")
     passport.operators = operator_counts(graph)
     return Artifact(graph, passport, path=path)
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _ports(values: Sequence[Value]) -> list[PortRecord]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from tosaic.emit.flatbuffer import serialize
-from tosaic.emit.vgf import to_vgf
+from tosaic.emit.vgf import write_vgf
 from tosaic.errors import ExecuteError
 from tosaic.execute.reference import Reference
 from tosaic.tosa.graph import Graph
@@ -22,7 +23,7 @@ TITLES = {"simulator": "the simulator", "reference": "the reference model", "vul
 Run = Callable[..., list[np.ndarray]]  # takes a sequence of arrays; the simulator also a timer
 
 
-def prepare(on: str, graph: Graph, vgf: bytes | None = None) -> Run:
+def prepare(on: str, graph: Graph, vgf: Path | None = None) -> Run:
     """A graph made ready to run many times on one executor; arrays in and out have the graph's own types and shapes.
 
     Args:
@@ -56,7 +57,7 @@ def description(on: str) -> str:
     return f"{device}{layers}"
 
 
-def _simulator(graph: Graph, vgf: bytes | None) -> Run:
+def _simulator(graph: Graph, vgf: Path | None) -> Run:
     from tosaic.execute.simulator import Simulator  # late: torch
 
     return Simulator(graph).run
@@ -67,20 +68,23 @@ def _model() -> Reference:
     return Reference()
 
 
-def _reference(graph: Graph, vgf: bytes | None) -> Run:
+def _reference(graph: Graph, vgf: Path | None) -> Run:
     tosa = serialize(graph)
     dtypes, shapes = [v.dtype.numpy for v in graph.outputs], [v.shape for v in graph.outputs]
     return lambda inputs: _model().run(tosa, inputs, dtypes, shapes)
 
 
-def _vulkan(graph: Graph, vgf: bytes | None) -> Run:
+def _vulkan(graph: Graph, vgf: Path | None) -> Run:
     from tosaic.execute.vulkan import Vulkan
 
     if (reason := missing("vulkan")) is not None:
         raise ExecuteError(f"Vulkan cannot run here: {reason}", remedy="tosaic doctor says what is missing")
     folder = tempfile.TemporaryDirectory(prefix="tosaic-")
     path = Path(folder.name) / "model.vgf"
-    path.write_bytes(to_vgf(graph) if vgf is None else vgf)
+    if vgf is None:
+        write_vgf(graph, path)
+    else:  # a copy: another artifact may be saved under the same name while this one is in use
+        shutil.copyfile(vgf, path)
     device = Vulkan(path)
 
     def run(inputs: Sequence[np.ndarray], _holds: tempfile.TemporaryDirectory[str] = folder) -> list[np.ndarray]:
@@ -89,4 +93,4 @@ def _vulkan(graph: Graph, vgf: bytes | None) -> Run:
     return run
 
 
-_PREPARE: dict[str, Callable[[Graph, bytes | None], Run]] = {"simulator": _simulator, "reference": _reference, "vulkan": _vulkan}
+_PREPARE: dict[str, Callable[[Graph, Path | None], Run]] = {"simulator": _simulator, "reference": _reference, "vulkan": _vulkan}

@@ -88,6 +88,8 @@ class CompileOptions(ImageOptions):
     between: str = "int32"
     spec: str | None = None
     io_layout: Literal["model", "nhwc"] = "model"
+    emitter: Literal["direct", "converter"] = "direct"
+    debug_info: bool = True
     strict: bool = False
     dump: Path | None = None
     name: str | None = None

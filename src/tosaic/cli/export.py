@@ -69,7 +69,7 @@ def export(options: ExportOptions) -> None:
         artifact = _compile(tosaic, program, example, options, at, float_scheme)
         _record(artifact, options, data)
         at.begin("writing")
-        artifact.save(options.output)
+        artifact.save(options.output, emitter=options.emitter, debug_info=options.debug_info)
         at.begin("scoring")
         scores = _score(artifact, loaded.in_float(), "the float model", loaded, data) if data is not None else []
     _summary(artifact, options, scores, at.seconds)
@@ -111,7 +111,7 @@ def train(options: QatOptions) -> None:
         artifact = _compile(tosaic, quantized, None, options, at)
         _record(artifact, options, data)
         at.begin("writing")
-        artifact.save(options.output)
+        artifact.save(options.output, emitter=options.emitter, debug_info=options.debug_info)
         at.begin("scoring")
         scores = _score(artifact, quantized, "the trained model with its fake quantization", loaded, data) if data is not None else []
     _summary(artifact, options, scores, at.seconds)
@@ -128,7 +128,7 @@ def _check(options: CompileOptions, recipe: Recipe) -> None:
     """Everything that can be refused before the first slow step."""
     if options.spec is not None:
         recipe.check(Spec.parse(options.spec))
-    _check_output(options.output)
+    _check_output(options.output, options.emitter)
     if options.dump is not None and options.dump.exists() and not options.dump.is_dir():
         raise InputError(f"--dump {options.dump} is a file, expected a folder")
     if options.model.endswith(".pt2") and not Path(options.model).is_file():
@@ -138,7 +138,7 @@ def _check(options: CompileOptions, recipe: Recipe) -> None:
         check_data(options.calibration)
 
 
-def _check_output(path: Path) -> None:
+def _check_output(path: Path, emitter: str) -> None:
     if path.suffix not in (".vgf", ".tosa"):
         raise InputError(f"cannot write {path}: the suffix is neither .vgf nor .tosa", remedy="name it like model.vgf")
     if path.is_dir():
@@ -146,7 +146,7 @@ def _check_output(path: Path) -> None:
     folder = next((p for p in path.absolute().parents if p.exists()), Path("/"))
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise EmitError(f"cannot write {path}: {folder} is {'not writable' if folder.is_dir() else 'a file'}")
-    if path.suffix == ".vgf":
+    if path.suffix == ".vgf" and emitter == "converter":
         find_converter()
 
 

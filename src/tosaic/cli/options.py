@@ -81,6 +81,18 @@ SpecText = Annotated[
 IoLayout = Annotated[
     str | None, Option("--io-layout", metavar="model|nhwc", show_default="model", help="Store images channels last, as textures are.")
 ]
+Emitter = Annotated[
+    str | None,
+    Option("--emitter", metavar="direct|converter", show_default="direct", help="Who writes the .vgf: Tosaic, or Arm's model-converter."),
+]
+DebugInfo = Annotated[
+    bool | None,
+    Option(
+        "--debug-info/--no-debug-info",
+        show_default="debug-info",
+        help="Put names, and the model's file and line of each operator, into the .vgf (the converter cannot).",
+    ),
+]
 Strict = Annotated[bool | None, Option("--strict/--no-strict", show_default="no-strict", help="Refuse operators that stay float.")]
 Dump = Annotated[Path | None, Option("--dump", metavar="DIR", help="Write each stage of the compilation as text.")]
 Name = Annotated[str | None, Option("--name", help="The model's name in the passport; without it that of the file.")]

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from tosaic.errors import EmitError
 
+# what a file is to hold, or a function that writes it
+Content = bytes | memoryview | Callable[[BinaryIO], object]
 
-def atomic_write(path: Path | str, data: bytes | memoryview) -> None:
+
+def atomic_write(path: Path | str, data: Content) -> None:
     """Write `data` to `path` whole or not at all; an older file stays as it was when anything fails.
 
     The bytes go to a hidden file in the same directory (a rename across file systems would be a copy), then replace the
@@ -23,8 +28,8 @@ def atomic_write(path: Path | str, data: bytes | memoryview) -> None:
     atomic_write_all({path: data})
 
 
-def atomic_write_all(files: Mapping[Path | str, bytes | memoryview]) -> None:
-    """Like `atomic_write`, for files that belong together: none is replaced before all are written.
+def atomic_write_all(files: Mapping[Path | str, Content]) -> None:
+    """Like `atomic_write`, for files that belong together: they are written in order, none is replaced before all are.
 
     Raises:
         EmitError: one of them cannot be written; the message has the system's reason.
@@ -40,7 +45,10 @@ def atomic_write_all(files: Mapping[Path | str, bytes | memoryview]) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             moves.append((temporary, target))
             with open(temporary, "xb") as file:
-                file.write(data)
+                if callable(data):
+                    data(file)
+                else:
+                    file.write(data)
                 file.flush()
                 os.fsync(file.fileno())  # else a power cut after the rename leaves an empty file under the new name
         for path, (temporary, target) in zip(files, moves, strict=True):  # noqa: B007 (the message names it)
@@ -50,3 +58,17 @@ def atomic_write_all(files: Mapping[Path | str, bytes | memoryview]) -> None:
     finally:
         for temporary, _ in moves:
             temporary.unlink(missing_ok=True)
+
+
+class Hashed:
+    """A file that is only written to, and the SHA-256 of what was."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._state = file, hashlib.sha256()
+
+    def write(self, data: bytes | memoryview) -> int:
+        self._state.update(data)
+        return self._file.write(data)
+
+    def hexdigest(self) -> str:
+        return self._state.hexdigest()

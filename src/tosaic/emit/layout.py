@@ -1,4 +1,4 @@
-"""How files state each operator: which attributes and operands, in which order; and how our operator is made of them.
+"""How files state each operator: which attributes and operands, in which order; both ways between that and our operators.
 
 Both forms agree: the TOSA flatbuffer has the attributes in a table and the operands in a list, the SPIR-V instruction set
 `TOSA.001000.1` (its grammar: SPIRV-Headers, extinst.tosa.001000.1) has the attributes first, then the operands.
@@ -15,7 +15,7 @@ import numpy as np
 
 from tosaic.errors import GraphError, InputError
 from tosaic.tosa import ops
-from tosaic.tosa.graph import Builder, Location, Value
+from tosaic.tosa.graph import Builder, Location, Node, Value
 from tosaic.tosa.types import DType, TensorType
 
 # Attributes, then operands: `x` is a tensor, `x*` the rest of them, `-` what our operators do not hold because it follows
@@ -76,6 +76,11 @@ _ENUMS: dict[str, dict[int, Any]] = {
     "ResizeMode": {1: ops.ResizeMode.NEAREST, 2: ops.ResizeMode.BILINEAR},
 }
 _PROPAGATE = 1
+# numbers of enumerations in SPIR-V; an accumulator is stated by its type
+ENUM_NUMBERS: dict[Any, int] = {DType.INT32: 1, DType.FP16: 2, DType.FP32: 3, DType.INT48: 4} | {
+    member: number for members in _ENUMS.values() for number, member in members.items()
+}
+_SHAPES = {"padding", "start", "size", "multiples", "scale", "offset", "border"}
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,79 @@ class Constant:
     type: TensorType
     data: np.ndarray
     name: str | None = None
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What a file says of an operator.
+
+    Attributes:
+        attributes: by the names in `LAYOUT`, in order: bool, int, tuple of int, an enumeration's member (an accumulator's is its
+            DType), or a Constant of one number where its type matters.
+        operands: in order; a Constant is what our operator holds as an attribute. Of `shapes` the elements are sizes and the like.
+        shapes: which operands are those.
+    """
+
+    attributes: dict[str, Any]
+    operands: list[Value | Constant]
+    shapes: frozenset[int]
+
+
+def statement(node: Node) -> Statement:
+    """How a file states a node; the inverse of `operator`."""
+    names, kinds = LAYOUT[node.op.NAME]
+    attributes = {name: _attribute(name, node) for name in names.split()}
+    tensors, shapes = iter(node.inputs), set()
+    operands: list[Value | Constant] = []
+    for kind in ["x"] * len(node.inputs) if kinds == "x*" else kinds.split():
+        if kind == "x":
+            operands.append(next(tensors))
+            continue
+        if kind == "-" or kind in _SHAPES:
+            shapes.add(len(operands))
+        operands.append(_constant_operand(kind, node))
+    return Statement(attributes, operands, frozenset(shapes))
+
+
+def _attribute(name: str, node: Node) -> Any:
+    if name == "acc_type":
+        return _accumulator(node)
+    if name == "nan_mode":
+        return _PROPAGATE
+    value = getattr(node.op, _FIELD.get(name, name))
+    return _constant([value], node.inputs[0].dtype) if name in ("min_val", "max_val") else value
+
+
+def _accumulator(node: Node) -> DType:
+    """f32 for floats (f16 and bf16 convolutions accumulate in f32), f16 for those of 8 bits; averages of integers in i32."""
+    dtype = node.inputs[0].dtype
+    if dtype.is_float:
+        return DType.FP16 if dtype in ops.FP8 else DType.FP32
+    return DType.INT32 if isinstance(node.op, ops.AvgPool2d) else ops.ACCUMULATOR[dtype]
+
+
+def _constant_operand(kind: str, node: Node) -> Constant:
+    if kind == "-":
+        return _constant(node.output.shape, DType.INT32)
+    value: Any = getattr(node.op, kind)
+    if kind in _SHAPES:
+        return _constant(value, DType.INT32)
+    if kind == "multiplier":
+        return _constant(value, DType.INT32 if node.op.scale32 else DType.INT16)  # type: ignore[attr-defined]
+    if kind == "shift":
+        return _constant(np.atleast_1d(value), DType.INT8)
+    # zero points and the value of a PAD have the type of their tensor
+    dtype = node.inputs[kind in ("weight_zp", "b_zp")].dtype
+    if isinstance(node.op, ops.Rescale):
+        dtype = node.op.dtype if kind == "output_zp" else dtype
+        if value > dtype.max:  # an unsigned one
+            value -= 1 << dtype.bits
+    return _constant([value], dtype)
+
+
+def _constant(numbers: Any, dtype: DType) -> Constant:
+    data = np.array(numbers).astype(dtype.numpy)
+    return Constant(TensorType(dtype, data.shape), data)
 
 
 def operator(

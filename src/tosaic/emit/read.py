@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import importlib
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import vgfpy
 
-from tosaic.emit import spirv
+from tosaic.emit import spirv_read as spirv
 from tosaic.emit.layout import LAYOUT, Constant, operator
-from tosaic.emit.spirv import unpack
+from tosaic.emit.spirv_read import unpack
 from tosaic.errors import GraphError, InputError
 from tosaic.tosa import container as vgf
 from tosaic.tosa import ops
@@ -63,48 +63,42 @@ def _read(path: Path | str) -> bytes:
         raise InputError(f"cannot be read: {error.strerror}") from None
 
 
-# VkFormat -> element type of a tensor at the graph's border; TOSA's integers have no sign of their own, RESCALE gives it
-_FORMATS = {
-    1000460000: DType.BOOL,
-    14: DType.INT8,
-    13: DType.INT8,
-    75: DType.INT16,
-    74: DType.INT16,
-    99: DType.INT32,
-    98: DType.INT32,
-    111: DType.INT48,
-    76: DType.FP16,
-    1000460001: DType.BF16,
-    100: DType.FP32,
-}
-
-
 class _Vgf:
     def __init__(self, container: vgf.Container, name: str) -> None:
         self.file = container
         self.builder = Builder(name)
         self.values: dict[int, Value] = {}  # by resource; scalars have shape [1], as in the modules
+        self.outputs: dict[tuple[int, str], Value] = {}  # by resource and the name in the file
 
     def graph(self) -> Graph:
         if not self.file.segments:
             raise InputError("the VGF file has no segments")
-        for binding, name in zip(self.file.inputs, _names("input", len(self.file.inputs), self.file.input_names), strict=True):
-            type_ = self._type(binding.resource)
+        inputs, outputs = self._named("input"), self._named("output")
+        # values are named as the modules name them, and must leave these free
+        unique = _unique([name for _, name in (*inputs, *dict.fromkeys(outputs))])
+        self.builder.reserve(unique[len(inputs) :])
+        for (resource, _), name in zip(inputs, unique, strict=False):
+            type_ = self._type(resource)
             value = self.builder.input(name, type_.dtype, type_.shape)
-            self.values[binding.resource] = value if type_.rank else self.builder.emit(ops.Reshape((1,)), value, name=f"{name}_1d")
-        names = _names("output", len(self.file.outputs), self.file.output_names)
-        wanted = {b.resource: n for b, n in zip(self.file.outputs, names, strict=True) if self._type(b.resource).rank}
+            self.values[resource] = value if type_.rank else self.builder.emit(ops.Reshape((1,)), value, name=f"{name}_1d")
         for segment in self.file.segments:
-            self._segment(segment, wanted)
-        return self.builder.finish([self._output(b.resource, n) for b, n in zip(self.file.outputs, names, strict=True)])
+            self._segment(segment)
+        for (resource, name), final in zip(dict.fromkeys(outputs), unique[len(inputs) :], strict=True):
+            self.outputs[resource, name] = self._output(resource, final)
+        return self.builder.finish([self.outputs[key] for key in outputs])
+
+    def _named(self, kind: str) -> list[tuple[int, str]]:
+        """The resources of all inputs or outputs, and their names in the file, or numbers where it has none."""
+        bindings, names = (self.file.inputs, self.file.input_names) if kind == "input" else (self.file.outputs, self.file.output_names)
+        return [(b.resource, names[i] if i < len(names) and names[i] else f"{kind}_{i}") for i, b in enumerate(bindings)]
 
     def _type(self, resource: int) -> TensorType:
         entry = self.file.resources[resource]
-        if entry.format not in _FORMATS or any(d <= 0 for d in entry.shape):
+        if entry.format not in vgf.DTYPES or any(d <= 0 for d in entry.shape):
             raise InputError(f"resource {resource} is no tensor of a known type: VkFormat {entry.format}, shape {list(entry.shape)}")
-        return TensorType(_FORMATS[entry.format], entry.shape)
+        return TensorType(vgf.DTYPES[entry.format], entry.shape)
 
-    def _segment(self, segment: vgf.Segment, names: dict[int, str]) -> None:
+    def _segment(self, segment: vgf.Segment) -> None:
         source = self.file.modules[segment.module]
         if source.kind != vgfpy.ModuleType.Graph:
             raise InputError(
@@ -119,8 +113,7 @@ class _Vgf:
         missing = [r for r in inputs if r not in self.values]
         if missing or -1 in outputs:
             raise InputError(f"segment '{segment.name}' reads or writes a binding that the file does not define")
-        wanted = {i: names[r] for i, r in enumerate(outputs) if r in names}
-        results = module.build(self.builder, source.entry, [self.values[r] for r in inputs], wanted)
+        results = module.build(self.builder, source.entry, [self.values[r] for r in inputs])
         for index, value in results.items():
             if index >= len(outputs):
                 raise InputError(f"segment '{segment.name}' has no output {index}")
@@ -134,13 +127,23 @@ class _Vgf:
         if value.type != (type_ if type_.rank else type_.with_shape((1,))):
             raise InputError(f"output '{name}' is {type_} in the file, its segment gives {value.type}")
         if not type_.rank:
-            return self.builder.emit(ops.Reshape(()), value, name=name)
-        # an input or a constant that is an output too, or one value under two names
-        return value if value.name == name else self.builder.emit(ops.Identity(), value, name=name)
+            value = self.builder.emit(ops.Reshape(()), value)
+        elif value in self.outputs.values() or value in self.builder.graph.inputs:  # which have names already
+            value = self.builder.emit(ops.Identity(), value)
+        value.name = name
+        return value
 
 
-def _names(kind: str, count: int, found: list[str]) -> list[str]:
-    return [found[i] if i < len(found) and found[i] else f"{kind}_{i}" for i in range(count)]
+def _unique(wanted: Sequence[str]) -> list[str]:
+    """The names, with numbers behind those that stand there again."""
+    taken: dict[str, None] = {}
+    for base in wanted:
+        name, n = base, 0
+        while name in taken:
+            n += 1
+            name = f"{base}_{n}"
+        taken[name] = None
+    return list(taken)
 
 
 def _tosa(data: bytes, name: str) -> Graph:
@@ -205,7 +208,7 @@ class _TosaBlock:
             operands = [self.values[node.Inputs(i).decode()] for i in range(node.InputsLength())]
             attributes = self._attributes(node, kind, operands)
             where = node.Location().Text().decode() if node.Location() is not None and node.Location().Text() else ""
-            location = Location(*[*where.split(" | "), "", ""][:3]) if where else None
+            location = Location.parse(where) if where else None
             results = [self._type(name) for name in names]
             values = operator(self.builder, kind, attributes, operands, results, outputs=names, location=location)
             self.values |= zip(names, values, strict=True)

@@ -37,15 +37,19 @@ class Check:
     required: bool = True
 
 
-def checks() -> list[Check]:
-    """Try everything; native code runs in processes of its own, so that a crash is a failed check. Takes a few seconds."""
-    return [_check(*probe) for probe in _PROBES]
+def checks(vgf: Callable[[], bytes]) -> list[Check]:
+    """Try everything; native code runs in processes of its own, so that a crash is a failed check. Takes a few seconds.
+
+    Args:
+        vgf: makes a `.vgf` file that computes ABS of one i32[4].
+    """
+    return [_check(name, probe, remedy, vgf) for name, probe, remedy in _PROBES]
 
 
-def _check(name: str, probe: Callable[[], str], remedy: str) -> Check:
+def _check(name: str, probe: Callable[..., str], remedy: str, vgf: Callable[[], bytes]) -> Check:
     required = name not in _OPTIONAL
     try:
-        return Check(name, True, probe(), required=required)
+        return Check(name, True, probe(vgf) if probe is _vulkan else probe(), required=required)
     except TosaicError as error:
         return Check(name, False, error.what, error.remedy or remedy, required)
     except Exception as error:  # a report on a broken installation must not break with it
@@ -124,16 +128,16 @@ def _devices() -> str:
     return "; ".join(map(str, found))
 
 
-def _vulkan() -> str:
+def _vulkan(vgf: Callable[[], bytes]) -> str:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "one.vgf")
-        path.write_bytes(convert(_one_op()))
+        path.write_bytes(vgf())
         _compare(vulkan.Vulkan(path).run([_PROBE])[0], "Vulkan")
     return f"ran one operator, {'native' if devices()[0].native else 'emulated'}"
 
 
-_OPTIONAL = ("scenario runner", "emulation layers", "vulkan device", "vulkan run")
-_PROBES: tuple[tuple[str, Callable[[], str], str], ...] = (
+_OPTIONAL = ("model-converter", "scenario runner", "emulation layers", "vulkan device", "vulkan run")
+_PROBES: tuple[tuple[str, Callable[..., str], str], ...] = (
     ("python", _python, "install Python 3.11 or newer"),
     ("torch", _torch, "pip install 'torch>=2.13,<2.14'"),
     ("torchao", _package("torchao", "torchao"), "pip install torchao"),

@@ -15,7 +15,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 
 from tosaic.errors import ExecuteError, InputError
@@ -23,20 +22,19 @@ from tosaic.execute.devices import INSTALL, devices
 from tosaic.execute.worker import Worker, serve
 from tosaic.tosa import container as vgf
 
-# VkFormat number -> numpy type, and the scenario runner's name of the format; unsigned ones are fed as the graph's own
-# types, in which TOSA's integers have no sign
-FORMATS: dict[int, tuple[np.dtype, str]] = {
-    1000460000: (np.dtype(np.bool_), "R8BoolArm"),
-    14: (np.dtype(np.int8), "R8Sint"),
-    13: (np.dtype(np.int8), "R8Uint"),
-    75: (np.dtype(np.int16), "R16Sint"),
-    74: (np.dtype(np.int16), "R16Uint"),
-    99: (np.dtype(np.int32), "R32Sint"),
-    98: (np.dtype(np.int32), "R32Uint"),
-    111: (np.dtype(np.int64), "R64Sint"),
-    76: (np.dtype(np.float16), "R16Sfloat"),
-    1000460001: (np.dtype(ml_dtypes.bfloat16), "R16Bfloat16Arm"),
-    100: (np.dtype(np.float32), "R32Sfloat"),
+# the scenario runner's name of each format; unsigned ones are fed as the graph's own types, in which TOSA's integers have no sign
+FORMATS: dict[int, str] = {
+    1000460000: "R8BoolArm",
+    14: "R8Sint",
+    13: "R8Uint",
+    75: "R16Sint",
+    74: "R16Uint",
+    99: "R32Sint",
+    98: "R32Uint",
+    111: "R64Sint",
+    76: "R16Sfloat",
+    1000460001: "R16Bfloat16Arm",
+    100: "R32Sfloat",
 }
 SCENARIOS_KEPT = 8
 _LAYERS = ("Graph", "Tensor")  # the order in which the loader must find them
@@ -71,14 +69,15 @@ class Vulkan:
         if len(inputs) != len(self._inputs):
             raise InputError(f"{self.path.name} takes {len(self._inputs)} inputs, found {len(inputs)}")
         for i, (x, (_, _, format_, shape)) in enumerate(zip(inputs, self._inputs, strict=True)):
-            want = FORMATS[format_][0]
+            want = vgf.DTYPES[format_].numpy
             if x.dtype != want or x.shape != shape:
                 raise InputError(f"input {i} is {want}{list(shape)}, found {x.dtype}{list(x.shape)}")
         stamp = self.path.stat()
         key = (str(self.path), stamp.st_ino, stamp.st_mtime_ns, stamp.st_size)
         raw = _worker().call(key, self._inputs, self._outputs, [np.ascontiguousarray(x).tobytes() for x in inputs])
         return [
-            np.frombuffer(data, FORMATS[format_][0]).reshape(shape) for data, (_, _, format_, shape) in zip(raw, self._outputs, strict=True)
+            np.frombuffer(data, vgf.DTYPES[format_].numpy).reshape(shape)
+            for data, (_, _, format_, shape) in zip(raw, self._outputs, strict=True)
         ]
 
 
@@ -177,7 +176,7 @@ def _start() -> Callable[[_Key, list[_Tensor], list[_Tensor], list[bytes]], list
             if binding in identifiers:  # one value that is two outputs
                 continue
             info = runner.TensorInfo()
-            info.debug_name, info.shape, info.format = f"binding {binding}", list(shape), getattr(runner.Format, FORMATS[format_][1])
+            info.debug_name, info.shape, info.format = f"binding {binding}", list(shape), getattr(runner.Format, FORMATS[format_])
             identifiers[binding] = builder.add_tensor(info)
             bindings.append(runner.TypedBinding(set_, binding, identifiers[binding], runner.DescriptorType.TensorArm))
         dispatch.bindings = bindings
@@ -193,7 +192,7 @@ def _start() -> Callable[[_Key, list[_Tensor], list[_Tensor], list[bytes]], list
         scenario, tensors = scenarios[key]
         for raw, (_, binding, format_, shape) in zip(data, inputs, strict=True):
             # as unsigned integers: only the size is checked, and bfloat16 has no buffer protocol
-            scenario.upload(tensors[binding], np.frombuffer(raw, f"u{FORMATS[format_][0].itemsize}").reshape(shape))
+            scenario.upload(tensors[binding], np.frombuffer(raw, f"u{vgf.DTYPES[format_].numpy.itemsize}").reshape(shape))
         scenario.run()
         return [scenario.download(tensors[binding]).tobytes() for _, binding, _, _ in outputs]
 

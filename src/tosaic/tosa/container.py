@@ -1,23 +1,59 @@
 """The VGF container as plain data: modules, resources, constants, and the sequence that binds them.
 
-Only the container: what a graph module computes is SPIR-V, which `emit/read.py` decodes. Arm's `vgfpy` does the byte
-work. Its memoryviews point into the buffer that it was given, so `decode` holds the buffer and copies what it keeps; it
-does not check indexes, so every index is checked here first.
+Only the container: what a graph module computes is SPIR-V, which `emit` writes and reads. The form is that of the VGF
+library's page `file_format` and its schema `vgf.fbs`. Files are read in place and with every index checked, which Arm's
+decoder leaves to its callers; its encoder writes the tables.
 """
 
 from __future__ import annotations
 
 import io
+import mmap
+import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import vgfpy
 
 from tosaic.errors import InputError
+from tosaic.tosa.tables import Buffer, Table
+from tosaic.tosa.types import DType
 
 _NO_SPARSITY = -1
-_BROKEN = (ValueError, TypeError, IndexError, RuntimeError, OverflowError, MemoryError)
+_CONSTANT_SECTION = 64  # where the header has the offset and the size of the constants
+_CONSTANTS_MARK = b"CONST00\0"
+_PIECE = 1 << 20
+_NONE = 0xFFFFFFFF  # for "there is none"
+_HEADER = 128
+_MAGICS = (b"VGF1", b"\xc3\xd2\xe1\xf0")  # the second in files before version 0.4
+_NEWEST = (0, 5)  # version of the format
+_SPIRV = 1  # of the kinds of code
+
+
+class Sink(Protocol):
+    """What can be written to."""
+
+    def write(self, data: Any, /) -> object: ...
+
+
+# VkFormat of an element type, and of one that RESCALE reads or writes as unsigned: TOSA's integers have no sign of their own
+FORMATS: dict[DType, int] = {
+    DType.BOOL: 1000460000,
+    DType.INT8: 14,
+    DType.INT16: 75,
+    DType.INT32: 99,
+    DType.INT48: 111,
+    DType.FP16: 76,
+    DType.BF16: 1000460001,
+    DType.FP8E4M3: 1000460002,
+    DType.FP8E5M2: 1000460003,
+    DType.FP32: 100,
+}
+UNSIGNED_FORMATS = {DType.INT8: 13, DType.INT16: 74, DType.INT32: 98}
+DTYPES = {number: dtype for formats in (FORMATS, UNSIGNED_FORMATS) for dtype, number in formats.items()}
+TENSOR = 1000460000  # VK_DESCRIPTOR_TYPE_TENSOR_ARM
 
 
 @dataclass
@@ -45,7 +81,7 @@ class Resource:
 @dataclass
 class Constant:
     resource: int
-    data: bytes
+    data: np.ndarray
     sparsity: int = _NO_SPARSITY
 
 
@@ -84,131 +120,169 @@ class Container:
     output_names: list[str] = field(default_factory=list)
 
 
-def decode(data: bytes) -> Container:
-    """The container that `data` holds.
+def decode(data: bytes | mmap.mmap) -> Container:
+    """The container that `data` holds. Code and constants are views of `data`, which they keep alive.
 
     Raises:
         InputError: not a VGF file, truncated, of a newer version, or with tables that do not fit together.
     """
+    view = memoryview(data)
+    if len(view) < _HEADER or bytes(view[:4]) not in _MAGICS:
+        raise InputError("not a VGF file, or a truncated one")
+    major, minor = view[8], view[9]
+    if (major, minor) > _NEWEST or major != _NEWEST[0]:
+        raise InputError(f"VGF version {major}.{minor} is not supported, {'.'.join(map(str, _NEWEST))} is", remedy="update tosaic")
     try:
-        return _Decoder(data).container()
-    except _BROKEN as error:
+        return _Decoder(view).container()
+    except (ValueError, struct.error) as error:
         raise InputError(f"not a usable VGF file: {error}") from None
 
 
 class _Decoder:
-    def __init__(self, data: bytes) -> None:
-        self.data = memoryview(data)
-        header = vgfpy.CreateHeaderDecoder(self.data, vgfpy.HeaderSize(), len(data)) if len(data) >= vgfpy.HeaderSize() else None
-        if header is None or not header.IsValid():
-            raise InputError("not a VGF file, or a truncated one")
-        if not header.CheckVersion():
-            raise InputError(f"VGF version {header.GetMajor()}.{header.GetMinor()} is not supported", remedy="update ai-ml-sdk-vgf-library")
-        self.headers = header.GetEncoderVulkanHeadersVersion()
-        self.modules = self._table("ModuleTable", header.GetModuleTableOffset(), header.GetModuleTableSize())
-        self.sequence = self._table("ModelSequenceTable", header.GetModelSequenceTableOffset(), header.GetModelSequenceTableSize())
-        self.resources = self._table("ModelResourceTable", header.GetModelResourceTableOffset(), header.GetModelResourceTableSize())
-        self.constants = self._table("Constant", header.GetConstantsOffset(), header.GetConstantsSize())
+    """The tables of the schema, `vgf.fbs`; what stands in a table is known by its slot."""
 
-    def _table(self, name: str, offset: int, size: int) -> Any:
-        section = self.data[offset : offset + size]
-        if not section:
-            return None
-        table = getattr(vgfpy, f"Create{name}Decoder")(section, len(section))  # not `size`, which may reach past the end
-        if table is None:
-            raise ValueError(f"{name} is malformed")
-        return table
+    def __init__(self, data: memoryview) -> None:
+        self.data = data
+        sections = [
+            self._section(at, name) for at, name in zip((16, 32, 48, 64), ("modules", "sequence", "resources", "constants"), strict=True)
+        ]
+        self.modules, self.sequence, self.resources = (Buffer(s).root() if s else None for s in sections[:3])
+        self.constants = sections[3]
+        self.file = Container(struct.unpack_from("<H", data, 4)[0])
+
+    def _section(self, at: int, name: str) -> memoryview:
+        offset, size = struct.unpack_from("<QQ", self.data, at)
+        if offset + size > len(self.data):
+            raise ValueError(f"the section of the {name} reaches to byte {offset + size} of {len(self.data)}")
+        return self.data[offset : offset + size]
 
     def container(self) -> Container:
-        result = Container(self.headers)
-        result.modules = [self._module(i) for i in range(_size(self.modules))]
-        result.resources = [self._resource(i) for i in range(_size(self.resources))]
-        result.constants = [self._constant(i) for i in range(_size(self.constants))]
-        s = self.sequence
-        if s is None:
-            return result
-        result.segments = [self._segment(i, len(result.modules)) for i in range(s.modelSequenceTableSize())]
-        result.inputs = self._bindings(s.getModelSequenceInputBindingSlotsHandle())
-        result.outputs = self._bindings(s.getModelSequenceOutputBindingSlotsHandle())
-        result.input_names = self._names(s.getModelSequenceInputNamesHandle())
-        result.output_names = self._names(s.getModelSequenceOutputNamesHandle())
-        return result
+        file = self.file
+        file.modules = [self._module(t) for t in self.modules.tables(0)] if self.modules else []
+        file.resources = [self._resource(t) for t in self.resources.tables(0)] if self.resources else []
+        file.constants = self._constants()
+        if self.sequence is not None:
+            file.segments = [self._segment(t) for t in self.sequence.tables(0)]
+            file.inputs, file.outputs = self._bindings(self.sequence, 1), self._bindings(self.sequence, 2)
+            file.input_names, file.output_names = self.sequence.texts(3), self.sequence.texts(4)
+        return file
 
-    def _module(self, i: int) -> Module:
-        table = self.modules
-        code = table.getSPIRVModuleCode(i) if table.hasSPIRVCode(i) else None
-        words = None if code is None else np.frombuffer(bytes(code), dtype="<u4")
-        return Module(table.getModuleType(i), table.getModuleName(i), table.getModuleEntryPoint(i), words)
+    def _module(self, table: Table) -> Module:
+        code = table.table(4)
+        words = code.array(0, "<u4") if code is not None and table.number(3, "<B") == _SPIRV else None
+        return Module(vgfpy.ModuleType(table.number(0, "<B")), table.text(1), table.text(2), words)
 
-    def _resource(self, i: int) -> Resource:
-        t = self.resources
-        if t.getSamplerConfigHandle(i) is not None:
+    def _resource(self, table: Table) -> Resource:
+        if table.number(4, "<B"):
             raise InputError("the file has image resources; only tensors are supported")
-        shape, strides = (tuple(m.tolist()) if m is not None else () for m in (t.getTensorShape(i), t.getTensorStride(i)))
-        return Resource(t.getCategory(i), t.getDescriptorType(i), t.getVkFormat(i), shape, strides, t.getAliasGroupId(i))
-
-    def _constant(self, i: int) -> Constant:
-        t = self.constants
-        data = t.getConstant(i)
-        if data is None:
-            raise ValueError(f"constant {i} has no data")
-        return Constant(
-            self._index(t.getConstantMrtIndex(i), _size(self.resources), "resource"), bytes(data), t.getConstantSparsityDimension(i)
+        description, descriptor, alias = table.table(3), table.number(0), table.number(6, default=_NONE)
+        shape, strides = (tuple(description.numbers(i, "<i8")) if description else () for i in (0, 1))
+        category = vgfpy.ResourceCategory(table.number(2, "<B"))
+        return Resource(
+            category, None if descriptor == _NONE else descriptor, table.number(1), shape, strides, None if alias == _NONE else alias
         )
 
-    def _segment(self, i: int, modules: int) -> Segment:
-        s = self.sequence
-        module = self._index(s.getSegmentModuleIndex(i), modules, "module")
-        sets = range(s.getSegmentDescriptorSetInfosSize(i))
-        push = s.getSegmentPushConstRange(i)
-        ranges = range(s.getPushConstRangesSize(push)) if push is not None else ()
-        constants = [(c.graphConstantId, c.constantIndex) for c in s.getSegmentConstantBindings(i)]
-        for _, index in constants:
-            self._index(index, _size(self.constants), "constant")
+    def _constants(self) -> list[Constant]:
+        data = self.constants
+        if not data:
+            return []
+        if bytes(data[:8]) != _CONSTANTS_MARK:  # the section of older files
+            older = Buffer(data).root().tables(0)
+            return [Constant(self._resource_of(t.number(0)), _present(t.array(2, "u1")), t.number(1, "<q")) for t in older]
+        buffer = Buffer(data)
+        count = buffer.number("<Q", 8)
+        payload = 16 + 24 * count
+        if payload > len(data):
+            raise ValueError(f"{count} constants do not fit their section")
+        buffer.count(24 * count)
+        found: list[Constant] = []
+        for resource, sparsity, size, offset in struct.iter_unpack("<IiQQ", data[16:payload]):
+            if payload + offset + size > len(data):
+                raise ValueError(f"constant {len(found)} reaches beyond the end")
+            raw = np.frombuffer(data, np.uint8, size, payload + offset)
+            found.append(Constant(self._resource_of(resource), raw, sparsity))
+        return found
+
+    def _segment(self, table: Table) -> Segment:
+        # from version 0.5 on, each constant says by which number the module knows it; before, that was its index
+        bound = [(t.number(0), t.number(1)) for t in table.tables(9)] or [(i, i) for i in table.numbers(6, "<u4")]
+        sets = enumerate(table.tables(3))
         return Segment(
-            name=s.getSegmentName(i),
-            module=module,
-            sets=[(s.getSegmentDescriptorSetIndex(i, j), self._bindings(s.getDescriptorBindingSlotsHandle(i, j))) for j in sets],
-            inputs=self._bindings(s.getSegmentInputBindingSlotsHandle(i)),
-            outputs=self._bindings(s.getSegmentOutputBindingSlotsHandle(i)),
-            constants=constants,
-            dispatch=list(s.getSegmentDispatchShape(i)),
-            push_constants=[
-                (s.getPushConstRangeStageFlags(push, j), s.getPushConstRangeOffset(push, j), s.getPushConstRangeSize(push, j))
-                for j in ranges
-            ],
+            name=table.text(1),
+            module=_index(table.number(2), len(self.file.modules), "module"),
+            sets=[(i if (index := t.number(1, default=_NONE)) == _NONE else index, self._bindings(t, 0)) for i, t in sets],
+            inputs=self._bindings(table, 4),
+            outputs=self._bindings(table, 5),
+            constants=[(number, _index(i, len(self.file.constants), "constant")) for number, i in bound],
+            dispatch=table.numbers(7, "<u4"),
+            push_constants=[(t.number(0), t.number(1), t.number(2)) for t in table.tables(8)],
         )
 
-    def _bindings(self, handle: Any) -> list[Binding]:
-        s = self.sequence
-        slots = range(s.getBindingsSize(handle)) if handle is not None else ()
-        count = _size(self.resources)
-        return [
-            Binding(s.getBindingSlotBinding(handle, j), self._index(s.getBindingSlotMrtIndex(handle, j), count, "resource")) for j in slots
-        ]
+    def _bindings(self, table: Table, slot: int) -> list[Binding]:
+        return [Binding(t.number(0), self._resource_of(t.number(1))) for t in table.tables(slot)]
 
-    def _names(self, handle: Any) -> list[str]:
-        s = self.sequence
-        return [s.getName(handle, j) for j in range(s.getNamesSize(handle))] if handle is not None else []
-
-    @staticmethod
-    def _index(index: int, size: int, what: str) -> int:
-        if not 0 <= index < size:
-            raise ValueError(f"{what} {index} of {size} is named")
-        return index
+    def _resource_of(self, index: int) -> int:
+        return _index(index, len(self.file.resources), "resource")
 
 
-def _size(table: Any) -> int:
-    return 0 if table is None else table.size()
+def _present(data: np.ndarray | None) -> np.ndarray:
+    if data is None:
+        raise ValueError("a constant has no data")
+    return data
+
+
+def _index(index: int, size: int, what: str) -> int:
+    if index >= size:
+        raise ValueError(f"{what} {index} of {size} is named")
+    return index
 
 
 def encode(container: Container) -> bytes:
     """The file's bytes; the same container gives the same bytes."""
+    stream = io.BytesIO()
+    write(container, stream)
+    return stream.getvalue()
+
+
+def write(container: Container, file: Sink) -> None:
+    """Write the file front to back; the data of constants pass in pieces, and nothing holds them all.
+
+    Arm's encoder would copy each constant, so it writes a file with one byte for each, and the section of the constants is
+    written anew here, as its page `file_format` describes it.
+
+    Raises:
+        ValueError: the installed encoder writes that section in another form.
+    """
+    small = _tables(container)
+    start, size = struct.unpack_from("<QQ", small, _CONSTANT_SECTION)
+    count = len(container.constants)
+    if small[start : start + 16] != _CONSTANTS_MARK + struct.pack("<Q", count) or start + size != len(small):
+        raise ValueError("ai-ml-sdk-vgf-library writes constants in another form than CONST00")
+    records, end = bytearray(), 0
+    for c in container.constants:
+        records += struct.pack("<IiQQ", c.resource, c.sparsity, c.data.nbytes, end)
+        end += c.data.nbytes + -c.data.nbytes % 8
+    file.write(small[: _CONSTANT_SECTION + 8] + struct.pack("<Q", 16 + len(records) + end) + small[_CONSTANT_SECTION + 16 : start + 16])
+    file.write(records)
+    for c in container.constants:
+        for piece in pieces(c.data):
+            file.write(piece)
+        file.write(bytes(-c.data.nbytes % 8))
+
+
+def pieces(data: np.ndarray) -> Iterator[memoryview]:
+    """The bytes of an array in order, a piece at a time; only what does not lie in a row is copied, a piece at a time."""
+    flat = data.reshape(-1).view(np.uint8) if data.flags.c_contiguous else data.flat
+    for start in range(0, flat.size if isinstance(flat, np.ndarray) else len(flat), _PIECE):
+        yield flat[start : start + _PIECE].view(np.uint8).data
+
+
+def _tables(container: Container) -> bytes:
+    """The file with a byte in place of each constant's data."""
     encoder = vgfpy.CreateEncoder(container.vulkan_headers)
     modules = [encoder.AddModule(m.kind, m.name, m.entry, [] if m.code is None else m.code.tolist()) for m in container.modules]
     resources = [_add_resource(encoder, r) for r in container.resources]
-    # the encoder keeps pointers to the data: `container` holds it until WriteTo
-    constants = [encoder.AddConstant(resources[c.resource], c.data, c.sparsity) for c in container.constants]
+    constants = [encoder.AddConstant(resources[c.resource], b"\0", c.sparsity) for c in container.constants]
     slots: dict[Binding, vgfpy.BindingSlotRef] = {}
 
     def bind(bindings: list[Binding]) -> list[vgfpy.BindingSlotRef]:

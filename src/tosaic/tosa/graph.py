@@ -20,6 +20,8 @@ from tosaic.tosa.ops import Op
 from tosaic.tosa.spec import Spec
 from tosaic.tosa.types import DType, TensorType
 
+_BETWEEN = " | "
+
 
 @dataclass(frozen=True)
 class Location:
@@ -30,7 +32,12 @@ class Location:
     source: str = ""
 
     def __str__(self) -> str:
-        return " | ".join(p for p in (self.aten, self.module, self.source) if p)
+        return _BETWEEN.join(p for p in (self.aten, self.module, self.source) if p)
+
+    @classmethod
+    def parse(cls, text: str) -> Location:
+        """What `str` made; where a part was empty, those behind it come one too early."""
+        return cls(*[*text.split(_BETWEEN), "", ""][:3])
 
 
 class Bound(NamedTuple):

@@ -97,16 +97,11 @@ def parse_graph(text: str, constants: Mapping[str, np.ndarray] | None = None) ->
             heads = (result[1:].split(": ") for result in results.split(", "))
             outputs = tuple(Value(name, _type(type_)) for name, type_ in heads)
             values |= {v.name: v for v in outputs}
-            where = _location(location) if location else None
+            where = Location.parse(location) if location else None
             graph.nodes.append(Node(_op(op, attributes), inputs, outputs, where))
         else:
             raise GraphError(f"line {number} does not parse: {line}")
     return graph
-
-
-def _location(text: str) -> Location:
-    parts = [*text.split(" | "), "", ""]
-    return Location(parts[0], parts[1], parts[2])
 
 
 def _type(text: str) -> TensorType:

@@ -9,35 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from tosaic.emit import spirv_facts as facts
 from tosaic.emit.layout import LAYOUT, Constant, operator
+from tosaic.emit.spirv_facts import Code
 from tosaic.errors import InputError
-from tosaic.tosa.graph import Builder, Value
+from tosaic.tosa.graph import Builder, Location, Value
 from tosaic.tosa.types import DType, TensorType
 
-MAGIC = 0x07230203
-TOSA = "TOSA.001000.1"
 MAX_ELEMENTS = 1 << 26  # of all constants that the module states itself; a few words can state any size
-
-# fmt: off
-# by instruction number in the TOSA set
-TOSA_OPS = (
-    "ARGMAX", "AVG_POOL2D", "CONV2D", "CONV3D", "DEPTHWISE_CONV2D", "FFT2D", "MATMUL", "MAX_POOL2D", "RFFT2D",
-    "TRANSPOSE_CONV2D", "CLAMP", "ERF", "SIGMOID", "TANH", "ADD", "ARITHMETIC_RIGHT_SHIFT", "BITWISE_AND", "BITWISE_OR",
-    "BITWISE_XOR", "INTDIV", "LOGICAL_AND", "LOGICAL_LEFT_SHIFT", "LOGICAL_RIGHT_SHIFT", "LOGICAL_OR", "LOGICAL_XOR",
-    "MAXIMUM", "MINIMUM", "MUL", "POW", "SUB", "TABLE", "ABS", "BITWISE_NOT", "CEIL", "CLZ", "COS", "EXP", "FLOOR", "LOG",
-    "LOGICAL_NOT", "NEGATE", "RECIPROCAL", "RSQRT", "SIN", "SELECT", "EQUAL", "GREATER", "GREATER_EQUAL", "REDUCE_ALL",
-    "REDUCE_ANY", "REDUCE_MAX", "REDUCE_MIN", "REDUCE_PRODUCT", "REDUCE_SUM", "CONCAT", "PAD", "RESHAPE", "REVERSE",
-    "SLICE", "TILE", "TRANSPOSE", "GATHER", "SCATTER", "RESIZE", "CAST", "RESCALE",
-)
-# fmt: on
-_INTEGERS = {4: DType.INT4, 8: DType.INT8, 16: DType.INT16, 32: DType.INT32, 64: DType.INT48, 48: DType.INT48}
-_BFLOAT16 = 0  # the encoding operand of OpTypeFloat
-_BINDING, _DESCRIPTOR_SET = 33, 34  # decorations
 
 
 @dataclass
@@ -54,7 +38,7 @@ class _Graph:
 class Module:
     """A parsed module. `data` gives a graph constant's bytes by its id number."""
 
-    def __init__(self, words: np.ndarray, data: Mapping[int, bytes]) -> None:
+    def __init__(self, words: np.ndarray, data: Mapping[int, np.ndarray]) -> None:
         self._data = data
         self._scalars: dict[int, DType] = {}
         self._lengths: dict[int, int] = {}
@@ -63,6 +47,7 @@ class Module:
         self._numbers: dict[int, bool | int | float] = {}
         self._constants: dict[int, Constant | tuple[int, ...]] = {}
         self._places: dict[int, dict[int, int]] = {}
+        self._names: dict[int, str] = {}
         self._sets: set[int] = set()
         self._graphs: dict[int, _Graph] = {}
         self._graph: _Graph | None = None
@@ -76,7 +61,7 @@ class Module:
             raise InputError(f"malformed SPIR-V: {kind}{error}") from None
 
     def _parse(self, words: np.ndarray) -> None:
-        if len(words) < 5 or words[0] != MAGIC:
+        if len(words) < 5 or words[0] != facts.MAGIC:
             raise ValueError("no SPIR-V header")
         numbers, at = words.tolist(), 5
         while at < len(numbers):
@@ -93,11 +78,10 @@ class Module:
         self._scalars[result] = DType.BOOL
 
     def _type_int(self, result: int, width: int, sign: int) -> None:
-        self._scalars[result] = _INTEGERS[width]
+        self._scalars[result] = facts.INTEGERS[width]
 
     def _type_float(self, result: int, width: int, encoding: int | None = None) -> None:
-        kinds = {(16, None): DType.FP16, (16, _BFLOAT16): DType.BF16, (32, None): DType.FP32}
-        self._scalars[result] = kinds[width, encoding]
+        self._scalars[result] = facts.FLOATS[width, encoding]
 
     def _type_array(self, result: int, element: int, length: int) -> None:
         self._lengths[result] = int(self._numbers[length])
@@ -182,12 +166,15 @@ class Module:
 
     # graphs
 
+    def _name(self, target: int, *words: int) -> None:
+        self._names[target] = _text(words)[0]
+
     def _decorate(self, target: int, decoration: int, *numbers: int) -> None:
         if numbers:
             self._places.setdefault(target, {})[decoration] = numbers[0]
 
     def _import(self, result: int, *words: int) -> None:
-        if _text(words)[0] == TOSA:
+        if _text(words)[0] == facts.TOSA:
             self._sets.add(result)
 
     def _entry(self, graph: int, *words: int) -> None:
@@ -231,16 +218,15 @@ class Module:
         if graph not in self._graphs:
             raise InputError(f"the module has no graph '{entry}'")
         places = [self._places.get(v, {}) for v in variables]
-        bindings = [(p.get(_DESCRIPTOR_SET, 0), p.get(_BINDING, 0)) for p in places]
+        bindings = [(p.get(facts.DESCRIPTOR_SET, 0), p.get(facts.BINDING, 0)) for p in places]
         arity = self._graphs[graph].arity
         return bindings[:arity], bindings[arity:]
 
-    def build(self, builder: Builder, entry: str, inputs: Sequence[Value], names: Mapping[int, str]) -> dict[int, Value]:
-        """Emit the graph of an entry point that `interface` knows.
+    def build(self, builder: Builder, entry: str, inputs: Sequence[Value]) -> dict[int, Value]:
+        """Emit the graph of an entry point that `interface` knows; values have the names that the module gives them.
 
         Args:
             inputs: a value for each input; scalars have shape [1].
-            names: names for results by output index.
 
         Returns:
             the outputs by index.
@@ -249,26 +235,32 @@ class Module:
             InputError: the graph does not fit together.
         """
         graph = self._graphs[self._entries[entry][0]]
-        values: dict[int, Value | Constant] = {i: c for i, c in self._constants.items() if isinstance(c, Constant)}
+        values: dict[int, Value | Constant] = {
+            i: replace(c, name=self._names.get(i)) for i, c in self._constants.items() if isinstance(c, Constant)
+        }
         for result, (type_, index) in graph.inputs.items():
             if index >= len(inputs) or inputs[index].type != self._tensors.get(type_):
                 raise InputError(f"input {index} of the module does not fit the file's inputs")
             values[result] = inputs[index]
-        output_names = {result: names[index] for index, result in graph.outputs.items() if index in names}
         parts: dict[int, list[tuple[int, int]]] = {}  # operator with several results -> which is taken out, under which id
         for result, (composite, index) in graph.members.items():
             parts.setdefault(composite, []).append((index, result))
         for type_, result, number, operands in graph.operators:
             types = self._structs.get(type_, [type_])
-            if number >= len(TOSA_OPS) or not self._tensors.keys() >= {*types}:
+            if number >= len(facts.TOSA_OPS) or not self._tensors.keys() >= {*types}:
                 raise InputError(f"malformed SPIR-V: TOSA instruction {number} of type %{type_}")
             taken = parts.get(result, []) if type_ in self._structs else [(0, result)]
-            outputs = [f"v{result}_{index}" for index in range(len(types))]
+            labels = [f"v{result}_{index}" for index in range(len(types))]
+            place = ""
             for index, id_ in taken:
+                label, _, behind = self._names.get(id_, "").partition(facts.PLACE_BEHIND)
+                place = behind or place
                 if index < len(types):
-                    outputs[index] = output_names.get(id_, f"v{id_}")
-            fields, tensors = self._operands(TOSA_OPS[number], operands, values)
-            results = operator(builder, TOSA_OPS[number], fields, tensors, [self._tensors[t] for t in types], outputs=outputs)
+                    labels[index] = label or f"v{id_}"
+            name = facts.TOSA_OPS[number]
+            fields, tensors = self._operands(name, operands, values)
+            location = Location.parse(place) if place else None
+            results = operator(builder, name, fields, tensors, [self._tensors[t] for t in types], outputs=labels, location=location)
             values |= {id_: results[index] for index, id_ in taken if index < len(results)}
         return {index: _value(builder, values, result) for index, result in graph.outputs.items()}
 
@@ -290,7 +282,7 @@ def _value(builder: Builder, values: Mapping[int, Value | Constant], result: int
     if result not in values:
         raise InputError(f"output %{result} is not defined")
     value = values[result]
-    return value if isinstance(value, Value) else builder.const(value.data, value.type.dtype)
+    return value if isinstance(value, Value) else builder.const(value.data, value.type.dtype, value.name)
 
 
 def _wide(dtype: DType) -> type:
@@ -306,7 +298,7 @@ def _text(words: Sequence[int]) -> tuple[str, list[int]]:
     raise ValueError("a string without end")
 
 
-def unpack(raw: bytes, type_: TensorType) -> np.ndarray:
+def unpack(raw: bytes | np.ndarray, type_: TensorType) -> np.ndarray:
     """A tensor from its bytes in a file; int4 and int48 packed, or as wide as they compute.
 
     Raises:
@@ -329,27 +321,28 @@ def unpack(raw: bytes, type_: TensorType) -> np.ndarray:
 
 
 _HANDLERS: dict[int, Callable[..., None]] = {
-    11: Module._import,
-    12: Module._instruction,
-    20: Module._type_bool,
-    21: Module._type_int,
-    22: Module._type_float,
-    28: Module._type_array,
-    30: Module._type_struct,
-    41: Module._true,
-    42: Module._false,
-    43: Module._number,
-    44: Module._composite,
-    46: Module._null,
-    71: Module._decorate,
-    81: Module._extract,
-    4163: Module._type_tensor,
-    4181: Module._graph_constant,
-    4182: Module._entry,
-    4183: Module._begin,
-    4184: Module._input,
-    4185: Module._output,
-    4186: Module._end,
-    4190: Module._type_graph,
-    4461: Module._replicate,
+    Code.NAME: Module._name,
+    Code.IMPORT: Module._import,
+    Code.EXT_INST: Module._instruction,
+    Code.TYPE_BOOL: Module._type_bool,
+    Code.TYPE_INT: Module._type_int,
+    Code.TYPE_FLOAT: Module._type_float,
+    Code.TYPE_ARRAY: Module._type_array,
+    Code.TYPE_STRUCT: Module._type_struct,
+    Code.TRUE: Module._true,
+    Code.FALSE: Module._false,
+    Code.CONSTANT: Module._number,
+    Code.COMPOSITE: Module._composite,
+    Code.NULL: Module._null,
+    Code.DECORATE: Module._decorate,
+    Code.EXTRACT: Module._extract,
+    Code.TYPE_TENSOR: Module._type_tensor,
+    Code.GRAPH_CONSTANT: Module._graph_constant,
+    Code.ENTRY_POINT: Module._entry,
+    Code.GRAPH: Module._begin,
+    Code.GRAPH_INPUT: Module._input,
+    Code.GRAPH_OUTPUT: Module._output,
+    Code.GRAPH_END: Module._end,
+    Code.TYPE_GRAPH: Module._type_graph,
+    Code.REPLICATE: Module._replicate,
 }
