@@ -134,6 +134,8 @@ def _elementwise() -> None:
             row(cls(), ints(dtype, 30, dtype.bits), given(dtype, *range(dtype.bits), shape=(1, -1)))
             row(cls(), ints(dtype), given(dtype, 3, shape=()))
         row(ops.ArithmeticRightShift(round=True), ints(dtype, 30, dtype.bits), given(dtype, *range(dtype.bits), shape=(1, -1)))
+        for shift in (0, 1, 5, dtype.bits - 1):
+            row(ops.ArithmeticRightShift(round=True), ints(dtype, 30), given(dtype, shift))
     for dtype in ops.Mul.SUPPORT:
         row(ops.Mul(), ints(I32, 2, 9) if dtype is I32 else numbers(dtype, 2, 9), numbers(dtype, 2, 1))
     for shift in range(1, 64):

@@ -14,7 +14,7 @@ from tosaic.errors import GraphError
 from tosaic.execute import int8_gemm, ops_conv
 from tosaic.execute.simulator import evaluate
 from tosaic.tosa import ops
-from tosaic.tosa.graph import Builder
+from tosaic.tosa.graph import Builder, Value
 from tosaic.tosa.ops import I4, I8, I16, I32, I48
 from tosaic.tosa.types import DType
 
@@ -165,7 +165,7 @@ def test_depthwise_conv2d(reference, data) -> None:
 
 @drawn
 @given(st.data())
-def test_convolution_with_the_rescale_and_the_clamp_behind_it(processor, block, reference, data) -> None:
+def test_convolution_with_the_rescales_and_clamps_behind_it(processor, block, reference, data) -> None:
     """They are computed as one, unless someone watches."""
     draw = data.draw
     x, w, b, *zps = _mac_types(draw)
@@ -181,6 +181,19 @@ def test_convolution_with_the_rescale_and_the_clamp_behind_it(processor, block, 
         total = build.emit(cls(stride, pad, dilation, *zps), values, *operands)
     except GraphError:
         assume(False)
+    results = [_rescaled(draw, build, total, x, channels) for _ in range(draw(st.integers(1, 2)))]
+    graph, seen = build.finish(results), []
+    inputs = [fill(draw, x, values.shape)]
+    wanted = reference(graph, inputs)
+    watched = evaluate(graph, inputs, watch=lambda value, array: seen.append(value))
+    for found in (evaluate(graph, inputs), watched):
+        for one, want in zip(found, wanted, strict=True):
+            np.testing.assert_array_equal(one, want)
+    assert seen == [node.output for node in graph.nodes]
+
+
+def _rescaled(draw: st.DrawFn, build: Builder, total: Value, x: DType, channels: int) -> Value:
+    """A RESCALE of a convolution's sums, with a CLAMP or none."""
     count = channels if draw(st.booleans()) else 1
     # sums are below 2^31: a shift of 32 and more keeps within the specification, and so does a 16-bit scale of 2^-2 and less
     wide = x is I8 and draw(st.booleans())
@@ -193,12 +206,7 @@ def test_convolution_with_the_rescale_and_the_clamp_behind_it(processor, block, 
     if target is not I32 and draw(st.booleans()):
         low, high = sorted(draw(st.lists(st.integers(target.min, target.max), min_size=2, max_size=2)))
         result = build.emit(ops.Clamp(low, high), result)
-    graph, seen = build.finish([result]), []
-    inputs = [fill(draw, x, values.shape)]
-    want = reference(graph, inputs)[0]
-    np.testing.assert_array_equal(evaluate(graph, inputs)[0], want)
-    np.testing.assert_array_equal(evaluate(graph, inputs, watch=lambda value, array: seen.append(value))[0], want)
-    assert seen == [node.output for node in graph.nodes]
+    return result
 
 
 @drawn

@@ -116,6 +116,20 @@ def rescale_channels_split(begin, end, upper, lower, offset, multiplier, shift, 
 
 
 @_threaded
+def mul(begin, end, a, b, shift, half, out):
+    """MUL of i32 with a shift (section 2.4.9), rounded; half: 2^(shift-1). a, out: [n, C]; b: [n or 1, C or 1]."""
+    for i in range(begin, end):
+        x, y, target = a[i], b[i if b.shape[0] > 1 else 0], out[i]
+        if y.size == 1:
+            factor = np.int64(y[0])
+            for c in range(x.size):
+                target[c] = (x[c] * factor + half) >> shift
+        else:
+            for c in range(x.size):
+                target[c] = (x[c] * np.int64(y[c]) + half) >> shift
+
+
+@_threaded
 def split16(begin, end, x, high, low):
     """int16 as two int8: x = 256 * high + low + 128. All [n]."""
     source, upper, lower = x[begin:end], high[begin:end], low[begin:end]

@@ -13,7 +13,7 @@ from one of three sources:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -68,18 +68,21 @@ class Convolution(ABC):
                 part.add_(block, alpha=255).add_(low[0])
         return out
 
-    def rescaled(self, node: Node, limits: tuple[int, int] | None = None) -> Kernel:
-        """Kernel of this convolution, the RESCALE behind it, and a CLAMP to `limits`."""
-        scale = RowScale(node, limits)
+    def rescaled(self, ends: Sequence[tuple[Node, Node | None]]) -> Kernel:
+        """Kernel of this convolution and the RESCALEs behind it, each with a CLAMP or none: one result for each."""
+        scales = [RowScale(rescale, clamp) for rescale, clamp in ends]
+        dtypes = [rescale.output.dtype.numpy for rescale, _ in ends]
 
-        def kernel(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
+        def kernel(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, ...]:
             weights = self.prepare(w) if self.fixed is None else self.fixed
             offset = np.ascontiguousarray(self.offset(weights, b))
-            out = np.empty(self.result.shape, node.output.dtype.numpy)
-            rows = out.reshape(-1, out.shape[-1])
+            results = tuple(np.empty(self.result.shape, dtype) for dtype in dtypes)
             for start, block in self.blocks(x, weights):
-                scale([part.numpy() for part in block], offset, rows[start : start + len(block[0])])
-            return out
+                parts = [part.numpy() for part in block]
+                for scale, out in zip(scales, results, strict=True):
+                    rows = out.reshape(-1, out.shape[-1])
+                    scale(parts, offset, rows[start : start + len(parts[0])])
+            return results
 
         return kernel
 

@@ -115,6 +115,9 @@ def arithmetic_right_shift(node: Node) -> Kernel:
         return np.right_shift
 
     def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        if b.size == 1 and b.item() > 0:  # as lowering writes it: halve once more, rounding up
+            half = as_torch(a) >> (b.item() - 1)
+            return torch.add(half & 1, half.bitwise_right_shift_(1)).numpy()
         last = np.right_shift(a, np.maximum(b, 1) - b.dtype.type(1)) & a.dtype.type(1)
         return np.right_shift(a, b) + np.where(b > 0, last, a.dtype.type(0))
 
@@ -129,9 +132,20 @@ def mul(node: Node) -> Kernel:
     if not shift:  # the low 32 bits
         return lambda a, b: torch.mul(as_torch(a).int(), as_torch(b).int()).numpy()
 
+    shape, out_size = node.output.shape, node.output.type.size
+    columns = shape[-1] if shape else 1
+    half = 1 << (shift - 1)
+
     def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        product = as_torch(a).long() * as_torch(b)
-        return product.add_(1 << (shift - 1)).bitwise_right_shift_(shift).int().numpy()
+        if a.size < b.size:
+            a, b = b, a
+        if a.size != out_size or b.shape[:-1] not in (shape[:-1], (1,) * (len(shape) - 1)):
+            product = as_torch(a).long() * as_torch(b)
+            return product.add_(half).bitwise_right_shift_(shift).int().numpy()
+        out = np.empty(shape, np.int32)
+        rows = (-1, columns)
+        kernels.mul(packed(a).reshape(rows), packed(b).reshape(-1, b.shape[-1] if b.shape else 1), shift, half, out.reshape(rows))
+        return out
 
     return kernel
 
@@ -178,6 +192,12 @@ def _reduce(function: Callable[..., np.ndarray], wide: Mapping[DType, type] | No
     return handler
 
 
+def _sum(x: np.ndarray, axis: int, keepdims: bool) -> np.ndarray:
+    if x.dtype == np.int32:  # wraps, in any order
+        return as_torch(x).sum(axis, keepdim=keepdims, dtype=torch.int32).numpy()
+    return np.sum(x, axis=axis, keepdims=keepdims)
+
+
 _F32 = {DType.FP16: np.float32, DType.BF16: np.float32}
 
 HANDLERS |= {
@@ -186,7 +206,7 @@ HANDLERS |= {
     ops.ReduceMax: _reduce(np.max, _F32),
     ops.ReduceMin: _reduce(np.min, _F32),
     ops.ReduceProduct: _reduce(np.prod, _F32),
-    ops.ReduceSum: _reduce(np.sum, _F32 | {DType.INT32: np.int64}),
+    ops.ReduceSum: _reduce(_sum, _F32),
 }
 
 

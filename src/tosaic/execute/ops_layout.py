@@ -8,7 +8,7 @@ import numpy as np
 
 from tosaic.errors import ExecuteError
 from tosaic.execute import kernels
-from tosaic.execute.handlers import Kernel, handles, packed
+from tosaic.execute.handlers import Kernel, as_torch, handles, packed
 from tosaic.tosa import ops
 from tosaic.tosa.graph import Node
 from tosaic.tosa.types import DType
@@ -66,7 +66,15 @@ def _rows(op: ops.Op, indices: np.ndarray, count: int) -> tuple[np.ndarray, np.n
 
 @handles(ops.Gather)
 def gather(node: Node) -> Kernel:
-    return lambda values, indices: values[_rows(node.op, indices, values.shape[1])]
+    def kernel(values: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        n, count, channels = values.shape
+        first, rows = _rows(node.op, indices, count)
+        rows = rows.reshape(-1) if n == 1 else (rows + first * count).reshape(-1)
+        # as integers, since only bytes move, and torch lacks some types
+        raw = as_torch(np.ascontiguousarray(values).view(f"i{values.itemsize}")).reshape(n * count, channels)
+        return raw.index_select(0, as_torch(rows)).numpy().view(values.dtype).reshape(*indices.shape, channels)
+
+    return kernel
 
 
 @handles(ops.Scatter)
@@ -134,12 +142,12 @@ def _to_integer(x: np.ndarray, target: DType) -> np.ndarray:
 
 
 class RowScale:
-    """RESCALE of rows [n, C], each channel with its own offset (section 2.12.2), and a CLAMP to `limits`."""
+    """RESCALE of rows [n, C], each channel with its own offset (section 2.12.2), and of the CLAMP behind it."""
 
-    def __init__(self, node: Node, limits: tuple[int, int] | None = None) -> None:
+    def __init__(self, node: Node, clamp: Node | None = None) -> None:
         op, source, channels = node.op, node.inputs[0], node.inputs[0].shape[-1]
         self.out_type = _view(op.dtype, op.output_unsigned)
-        low, high = limits or _limits(op)
+        low, high = _limits(op) if clamp is None else (int(clamp.op.min), int(clamp.op.max))
         multiplier, self.shift = (np.broadcast_to(np.array(v, np.int64), channels).copy() for v in (op.multiplier, op.shift))
         extra, half = _extra(op, self.shift), np.int64(1) << (self.shift - 1)
         self.wide = bool(extra.any()) or source.dtype is DType.INT48

@@ -22,23 +22,19 @@ Timer = Callable[[tuple[Node, ...], float], None]
 
 @dataclass
 class _Prepared:
-    """Nodes that one kernel computes, of which the last one's outputs are its results."""
+    """Nodes that one kernel computes, and which of their values it takes and gives."""
 
     nodes: tuple[Node, ...]
     kernel: Kernel
     operands: tuple[Value, ...]
-
-    @property
-    def outputs(self) -> tuple[Value, ...]:
-        return self.nodes[-1].outputs
+    outputs: tuple[Value, ...]
 
 
 @dataclass
 class _Step:
-    """One call of a kernel: its nodes, the slots of its operands and results, and the slots that no later step reads."""
+    """One call of a kernel: the slots of its operands and results, and the slots that no later step reads."""
 
-    nodes: tuple[Node, ...]
-    kernel: Kernel
+    prepared: _Prepared
     operands: tuple[int, ...]
     results: tuple[int, ...]
     dead: tuple[int, ...]
@@ -55,7 +51,7 @@ class Simulator:
         self.graph = graph
         values = dict.fromkeys((*graph.inputs, *graph.constants(), *(v for n in graph.nodes for v in n.outputs)))
         self._slots = {value: i for i, value in enumerate(values)}
-        kernels = [_Prepared((node,), _kernel(node), node.inputs) for node in graph.nodes]
+        kernels = [_Prepared((node,), _kernel(node), node.inputs, node.outputs) for node in graph.nodes]
         self._each = self._steps(kernels)
         self._fused = self._steps(_fuse(graph, kernels))
 
@@ -67,7 +63,7 @@ class Simulator:
         for i, prepared in enumerate(kernels):
             over = {v for v in (*prepared.operands, *prepared.outputs) if last.get(v, i) == i} - kept
             slots = (tuple(self._slots[v] for v in values) for values in (prepared.operands, prepared.outputs, over))
-            steps.append(_Step(prepared.nodes, prepared.kernel, *slots))
+            steps.append(_Step(prepared, *slots))
         return steps
 
     def run(self, inputs: Sequence[np.ndarray], *, watch: Watch | None = None, timer: Timer | None = None) -> list[np.ndarray]:
@@ -93,13 +89,13 @@ class Simulator:
         with _full_precision(), torch.inference_mode(), np.errstate(all="ignore"):
             for step in self._fused if watch is None else self._each:
                 start = time.perf_counter() if timer is not None else 0.0
-                made = step.kernel(*[arrays[i] for i in step.operands])
+                prepared = step.prepared
+                made = prepared.kernel(*[arrays[i] for i in step.operands])
                 if timer is not None:
-                    timer(step.nodes, time.perf_counter() - start)
-                last = step.nodes[-1]
-                for value, slot, array in zip(last.outputs, step.results, made if isinstance(made, tuple) else (made,), strict=True):
+                    timer(prepared.nodes, time.perf_counter() - start)
+                for value, slot, array in zip(prepared.outputs, step.results, made if isinstance(made, tuple) else (made,), strict=True):
                     arrays[slot] = result = np.asarray(array)
-                    _check(last.op, value, result)
+                    _check(prepared.nodes, value, result)
                     if watch is not None:
                         watch(value, result)
                 del made, array, result
@@ -133,31 +129,34 @@ def _kernel(node: Node) -> Kernel:
 
 
 def _fuse(graph: Graph, kernels: list[_Prepared]) -> list[_Prepared]:
-    """Join each convolution of integers with the RESCALE, and that with the CLAMP, which alone reads it: neither is then stored."""
+    """Join each convolution of integers with the RESCALEs that alone read it, and these with their CLAMPs: its sums are never stored."""
     users = graph.users()
 
-    def only_reader(value: Value, cls: type[ops.Op]) -> Node | None:
-        readers = users.get(value, [])
-        return readers[0] if len(readers) == 1 and type(readers[0].op) is cls and value not in graph.outputs else None
+    def readers(value: Value, cls: type[ops.Op]) -> list[Node]:
+        """All that reads a value, if it is of this class."""
+        found = users.get(value, [])
+        return found if value not in graph.outputs and all(type(node.op) is cls for node in found) else []
 
     fused: list[_Prepared] = []
-    done: set[Value] = set()
+    done: set[Node] = set()
     for prepared in kernels:
-        if prepared.outputs[0] in done:
+        if prepared.nodes[0] in done:
             continue
-        if isinstance(prepared.kernel, ops_conv.Convolution) and (rescale := only_reader(prepared.outputs[0], ops.Rescale)) is not None:
-            clamp = only_reader(rescale.output, ops.Clamp) if not rescale.op.output_unsigned else None
-            limits = (int(clamp.op.min), int(clamp.op.max)) if clamp is not None else None
-            nodes = (rescale,) if clamp is None else (rescale, clamp)
-            done |= {node.output for node in nodes}
-            prepared = _Prepared((*prepared.nodes, *nodes), prepared.kernel.rescaled(rescale, limits), prepared.operands)
+        if isinstance(prepared.kernel, ops_conv.Convolution) and (rescales := readers(prepared.outputs[0], ops.Rescale)):
+            clamps = [[] if r.op.output_unsigned else readers(r.output, ops.Clamp)[:2] for r in rescales]
+            ends = [(r, c[0] if len(c) == 1 else None) for r, c in zip(rescales, clamps, strict=True)]
+            nodes = [node for end in ends for node in end if node is not None]
+            outputs = tuple((clamp or rescale).output for rescale, clamp in ends)
+            done.update(nodes)
+            prepared = _Prepared((*prepared.nodes, *nodes), prepared.kernel.rescaled(ends), prepared.operands, outputs)
         fused.append(prepared)
     return fused
 
 
-def _check(op: ops.Op, want: Value, result: np.ndarray) -> None:
+def _check(nodes: Sequence[Node], want: Value, result: np.ndarray) -> None:
     if result.shape != want.shape or result.dtype != want.dtype.numpy:
-        raise ExecuteError(f"{op.NAME}: the simulator made {result.dtype}{list(result.shape)} of {want!r}")
+        names = ", ".join(node.op.NAME for node in nodes)
+        raise ExecuteError(f"{names}: the simulator made {result.dtype}{list(result.shape)} of {want!r}")
 
 
 def _own(array: np.ndarray | None, held: Sequence[np.ndarray]) -> np.ndarray:
