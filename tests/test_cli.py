@@ -250,7 +250,7 @@ def test_doctor_fails_only_for_what_is_required(monkeypatch: pytest.MonkeyPatch)
     from tosaic.execute.doctor import Check
 
     fine = [Check("torch", True, "2.13"), Check("vulkan run", False, "no driver", "install one", required=False)]
-    monkeypatch.setattr(show, "checks", lambda: fine)
+    monkeypatch.setattr(show, "checks", lambda vgf: fine)
     assert "optional  vulkan run  no driver" in ok("doctor") and "vulkan run: install one" in ok("doctor")
     monkeypatch.setattr(show, "checks", lambda vgf: [*fine, Check("model-converter", False, "not installed", "pip install it")])
     result = cli("doctor")

@@ -17,7 +17,7 @@ LAYERS = [
     {"errors"},
     {"tosa", "converter", "operators"},
     STAGES,
-    {"compiler", "artifact", "executors", "verification", "comparison", "layers", "scoring", "zoo"},
+    {"compiler", "artifact", "executors", "verification", "comparison", "layers", "engine", "scoring", "zoo"},
     {"llm", "demo"},
     {"cli"},
 ]

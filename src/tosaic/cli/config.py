@@ -137,6 +137,11 @@ class InspectOptions(Options):
     text: bool = False
     json_: bool = Field(default=False, alias="json")
     ledger: bool = False
+    dot: Path | None = None
+    svg: Path | None = None
+    scenario: Path | None = None
+    header: Path | None = None
+    open_: bool = Field(default=False, alias="open")
 
 
 class DemoOptions(Options):

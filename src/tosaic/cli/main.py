@@ -188,9 +188,14 @@ def inspect(
     text: o.AsText = None,
     json: o.AsJson = None,
     ledger: o.Ledger = None,
+    dot: o.Dot = None,
+    svg: o.Svg = None,
+    scenario: o.Scenario = None,
+    header: o.Header = None,
+    open: o.Open = None,
     config: o.Config = None,
 ) -> None:
-    """Print what is in a file: inputs and outputs with their scales, operators, arithmetic, bytes."""
+    """Print what is in a file: inputs and outputs with scales and bindings, operators, arithmetic, memory; or write it for others."""
     options = _resolved("InspectOptions", **locals())
     from tosaic.cli import show as command
 

@@ -154,6 +154,17 @@ EachOperator = Annotated[
 AsText = Annotated[bool | None, Option("--text", show_default=False, help="Print the graph.")]
 AsJson = Annotated[bool | None, Option("--json", show_default=False, help="Print everything as JSON.")]
 Ledger = Annotated[bool | None, Option("--ledger", show_default=False, help="Print how each operator of the model was compiled, and why.")]
+Dot = Annotated[Path | None, Option("--dot", metavar="FILE.dot", help="Write the graph as a picture, for Graphviz.")]
+Svg = Annotated[Path | None, Option("--svg", metavar="FILE.svg", help="Write the graph as a picture that Graphviz has laid out.")]
+Scenario = Annotated[
+    Path | None,
+    Option("--scenario", metavar="FILE.json", help="Write a scenario for Arm's scenario runner: inputs from .npy, outputs to .npy."),
+]
+Header = Annotated[
+    Path | None,
+    Option("--header", metavar="FILE.h", help="Write a C header: bindings, formats, shapes, scales, and functions that quantize."),
+]
+Open = Annotated[bool | None, Option("--open", show_default=False, help="Show the graph in Model Explorer, if it is installed.")]
 
 # Demo
 DemoOutput = Annotated[Path | None, Option("--output", "-o", metavar="DIR", show_default="demo-output", help="Where results go.")]

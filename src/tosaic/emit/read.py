@@ -102,7 +102,8 @@ class _Vgf:
         source = self.file.modules[segment.module]
         if source.kind != vgfpy.ModuleType.Graph:
             raise InputError(
-                f"segment '{segment.name}' is a compute shader, not a TOSA graph", remedy="run the file with --on vulkan; only a device can"
+                f"segment '{segment.name}' is a compute shader, not a TOSA graph",
+                remedy="tosaic inspect lists the segments; a Vulkan device runs them",
             )
         if source.code is None:
             raise InputError(f"segment '{segment.name}' has no code in the file")

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
+from tosaic.report.memory import Memory, memory
 from tosaic.tosa import ops
 from tosaic.tosa.graph import Graph, Node
 from tosaic.tosa.spec import PROFILES, Spec
@@ -21,6 +22,8 @@ class Counts:
         weight_bytes: of all constants that are operands.
         value_bytes: of the graph's inputs and of what all operators write; an executor that fuses nothing moves them.
         spec: the smallest specification that holds every operator.
+        kinds: one line for each kind of operator, most arithmetic first, then most bytes.
+        memory, fused: peak and bytes moved, as the graph stands and with element-by-element operators joined to what they read.
     """
 
     operators: dict[str, int]
@@ -28,6 +31,20 @@ class Counts:
     weight_bytes: int
     value_bytes: int
     spec: Spec
+    kinds: list[Kind]
+    memory: Memory
+    fused: Memory
+
+
+@dataclass(frozen=True)
+class Kind:
+    """All operators of one name: how many, their multiply-accumulates, the bytes of constants they read, the bytes they write."""
+
+    name: str
+    count: int
+    macs: int
+    weight_bytes: int
+    written: int
 
 
 def count(graph: Graph) -> Counts:
@@ -38,7 +55,27 @@ def count(graph: Graph) -> Counts:
         weight_bytes=sum(value.type.nbytes for value in graph.constants()),
         value_bytes=sum(value.type.nbytes for value in (*graph.inputs, *(value for node in graph.nodes for value in node.outputs))),
         spec=_smallest_spec(graph),
+        kinds=_kinds(graph),
+        memory=memory(graph),
+        fused=memory(graph, fused=True),
     )
+
+
+def _kinds(graph: Graph) -> list[Kind]:
+    groups: dict[str, list[Node]] = {}
+    for node in graph.nodes:
+        groups.setdefault(node.op.NAME, []).append(node)
+    kinds = [
+        Kind(
+            name,
+            len(nodes),
+            sum(macs(node) for node in nodes),
+            sum(v.type.nbytes for v in {v: None for node in nodes for v in node.inputs if v.is_const}),
+            sum(v.type.nbytes for node in nodes for v in node.outputs),
+        )
+        for name, nodes in groups.items()
+    ]
+    return sorted(kinds, key=lambda kind: (-kind.macs, -kind.written))
 
 
 def macs(node: Node) -> int:
