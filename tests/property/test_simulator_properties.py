@@ -151,6 +151,16 @@ def test_conv2d_beyond_f32(processor, reference, data) -> None:
     check(reference, op, [(I8, x)], [(I8, fill(draw, I8, (oc, 2, 2, ic), low, high)), (I32, _bias(draw, oc))])
 
 
+@pytest.mark.parametrize("dtype", [I8, I16], ids=str)
+def test_sums_of_one_channel_beyond_f32(processor, reference, dtype: DType) -> None:
+    """Large windows of the largest values, for which splitting channels is not enough."""
+    x = np.full((1, 41, 41, 1), dtype.min, dtype.numpy)
+    x[0, 0] = dtype.max
+    weights, bias = np.full((2, 40, 40, 1), 127, np.int8), np.array([1, -1])
+    op = ops.Conv2d((1, 1), (0, 0, 0, 0), (1, 1))
+    check(reference, op, [(dtype, x)], [(I8, weights), (I32 if dtype is I8 else I48, bias)])
+
+
 @drawn
 @given(st.data())
 def test_depthwise_conv2d(reference, data) -> None:

@@ -6,7 +6,7 @@ from one of three sources:
 
 - int8 products (`int8_gemm`), where this processor has exact ones; int16 inputs are split into two bytes;
 - f32 convolutions of torch: a float sum of integers is exact, in any order, as long as no partial sum leaves +-2^24;
-  input channels are split where the whole sum does, and f64 (+-2^53) is what remains;
+  input channels are split where the whole sum does, int16 inputs into two bytes, and f64 (+-2^53) is what remains;
 - a compiled loop for the depthwise one.
 """
 
@@ -29,6 +29,7 @@ from tosaic.tosa.graph import Node
 from tosaic.tosa.types import DType
 
 EXACT_F32 = 1 << 24
+LONGEST_LOW = (1 << 16) - 1  # |sum| <= K * 255 * 128 fits int32
 BLOCK = 1 << 18  # accumulators of a block
 
 Block = tuple[torch.Tensor, ...]  # the accumulators, or their two parts: 256 * first + second
@@ -197,31 +198,41 @@ def _groups(w: np.ndarray, low: int, high: int) -> list[int]:
 
 
 class _Float(Convolution):
-    """Any convolution of integers through the float one that `_torch` gives."""
+    """Any convolution of integers through the float one that `_torch` gives; an int16 as two bytes, x = 256 * high + low."""
 
     def prepare(self, w: np.ndarray) -> tuple[torch.dtype, list[tuple[int, int, torch.Tensor]]]:
         arrange = _torch(self.op)[1]
         dtype = self.node.inputs[0].dtype
         exact = w.astype(np.int64) - self.op.weight_zp
-        borders = _groups(exact.reshape(w.shape[0], -1, w.shape[-1]), dtype.min - self.op.input_zp, dtype.max - self.op.input_zp)
+        low, high = (-128, 255) if dtype is DType.INT16 else (dtype.min - self.op.input_zp, dtype.max - self.op.input_zp)
+        borders = _groups(exact.reshape(w.shape[0], -1, w.shape[-1]), low, high)
+        if dtype is DType.INT16 and w.size // w.shape[0] > LONGEST_LOW:
+            borders = []
         wide = torch.float32 if borders else torch.float64
         whole = torch.from_numpy(exact).to(wide).movedim(-1, 1)
         return wide, [(a, b, arrange(whole[:, a:b])) for a, b in pairwise(borders or [0, w.shape[-1]])]
 
     def blocks(self, x: np.ndarray, weights: Any) -> Blocks:
+        values = as_torch(x)
+        if x.dtype == np.int16 and weights[0] is torch.float32:
+            yield 0, (self._sums(values >> 8, torch.int32, *weights), self._sums(values & 255, torch.int32, *weights))
+        else:
+            yield 0, (self._sums(values, self.accumulator, *weights),)
+
+    def _sums(self, x: torch.Tensor, dtype: torch.dtype, wide: torch.dtype, parts: list[tuple[int, int, torch.Tensor]]) -> torch.Tensor:
+        """Accumulators [rows, OC]: as `wide` where that holds them, else as `dtype`."""
         convolve, _, pad = _torch(self.op)
-        wide, parts = weights
-        values = as_torch(x).to(wide)
+        values = x.to(wide)
         if self.op.input_zp:
             values = values - self.op.input_zp
         values = _padded(values.movedim(-1, 1), pad)
         sums = (convolve(values[:, a:b], w) for a, b, w in parts)
         total = next(sums)
-        if len(parts) > 1 or wide is torch.float64:
-            total = total.to(self.accumulator)
+        if len(parts) > 1 or dtype is not self.accumulator or wide is torch.float64:
+            total = total.to(dtype)
         for part in sums:
-            total += part.to(self.accumulator)
-        yield 0, (_finished(total, self.op).reshape(-1, self.result.shape[-1]),)
+            total += part.to(dtype)
+        return _finished(total, self.op).reshape(-1, self.result.shape[-1])
 
 
 def _torch(op: ops.Op) -> tuple[Callable[..., torch.Tensor], Callable[[torch.Tensor], torch.Tensor], Pad]:
