@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tosaic.errors import GraphError
-from tosaic.execute import int8_gemm, ops_conv
+from tosaic.execute import exact_products, ops_conv
 from tosaic.execute.simulator import evaluate
 from tosaic.tosa import ops
 from tosaic.tosa.graph import Builder, Value
@@ -28,11 +28,13 @@ drawn = settings(
 small = st.integers(1, 4)
 
 
-@pytest.fixture(params=["as it is", "without int8 products"])
+@pytest.fixture(params=["as it is", "without int8 products", "without f32 convolutions"])
 def processor(request, monkeypatch) -> None:
-    """This machine, and one that has no exact int8 products."""
+    """This machine, one that has no exact int8 products, and one whose f32 convolutions are not exact either."""
     if request.param != "as it is":
-        monkeypatch.setattr(int8_gemm, "is_exact", lambda: False)
+        monkeypatch.setattr(exact_products, "is_int8_exact", lambda: False)
+    if request.param == "without f32 convolutions":
+        monkeypatch.setattr(exact_products, "is_f32_exact", lambda: False)
 
 
 @pytest.fixture(params=[1, 50, 1 << 18])

@@ -4,7 +4,7 @@ A convolution makes its accumulators in blocks of rows [rows, OC], row = (n, y, 
 while the bias is added and, where a RESCALE follows, the result is scaled (`Convolution.rescaled`). Accumulators come
 from one of three sources:
 
-- int8 products (`int8_gemm`), where this processor has exact ones; int16 inputs are split into two bytes;
+- int8 products (`exact_products`), where this processor has exact ones; int16 inputs are split into two bytes;
 - f32 convolutions of torch: a float sum of integers is exact, in any order, as long as no partial sum leaves +-2^24;
   input channels are split where the whole sum does, int16 inputs into two bytes, and f64 (+-2^53) is what remains;
 - a compiled loop for the depthwise one.
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from tosaic.execute import int8_gemm, kernels, short_floats
+from tosaic.execute import exact_products, kernels, short_floats
 from tosaic.execute.handlers import Kernel, as_float, as_torch, from_torch, handles, packed
 from tosaic.execute.ops_layout import RowScale
 from tosaic.tosa import ops
@@ -95,7 +95,7 @@ class _Int8(Convolution):
     def takes(node: Node) -> bool:
         x, w = node.inputs[:2]
         fits = isinstance(node.op, ops.Conv2d) and x.dtype.is_integer and node.op.weight_zp == 0
-        return fits and w.type.size // w.shape[0] <= int8_gemm.LONGEST and int8_gemm.is_exact()
+        return fits and w.type.size // w.shape[0] <= exact_products.LONGEST and exact_products.is_int8_exact()
 
     def prepare(self, w: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
         matrix = np.ascontiguousarray(w).reshape(w.shape[0], -1)
@@ -111,7 +111,7 @@ class _Int8(Convolution):
         if x.dtype == np.int8:
             yield from self._products(x, self.op.input_zp, matrix)
             return
-        high, low = int8_gemm.split16(x)
+        high, low = exact_products.split16(x)
         both = zip(self._products(high, 0, matrix), self._products(low, -128, matrix), strict=True)
         yield from ((start, upper + lower) for (start, upper), (_, lower) in both)
 
@@ -206,7 +206,7 @@ class _Float(Convolution):
         exact = w.astype(np.int64) - self.op.weight_zp
         low, high = (-128, 255) if dtype is DType.INT16 else (dtype.min - self.op.input_zp, dtype.max - self.op.input_zp)
         borders = _groups(exact.reshape(w.shape[0], -1, w.shape[-1]), low, high)
-        if dtype is DType.INT16 and w.size // w.shape[0] > LONGEST_LOW:
+        if (dtype is DType.INT16 and w.size // w.shape[0] > LONGEST_LOW) or not exact_products.is_f32_exact():
             borders = []
         wide = torch.float32 if borders else torch.float64
         whole = torch.from_numpy(exact).to(wide).movedim(-1, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from tosaic.execute import int8_gemm, short_floats
+from tosaic.execute import exact_products, short_floats
 from tosaic.execute.handlers import Kernel, as_float, as_torch, from_torch, handles
 from tosaic.tosa import ops
 from tosaic.tosa.graph import Node
@@ -23,7 +23,7 @@ def matmul(node: Node) -> Kernel:
         return lambda a, b: from_torch(torch.bmm(as_float(a), as_float(b)), result.dtype)
     if a_value.dtype is DType.INT16:  # products below 2^30: exact in f64 up to 2^23 of them
         return lambda a, b: torch.bmm(as_torch(a).double(), as_torch(b).double()).long().numpy()
-    if a_value.shape[2] <= int8_gemm.LONGEST and int8_gemm.is_exact():
+    if a_value.shape[2] <= exact_products.LONGEST and exact_products.is_int8_exact():
         return lambda a, b: _products8(as_torch(a), as_torch(b), op.a_zp, op.b_zp).numpy()
 
     largest = max(127 - op.a_zp, 128 + op.a_zp) * max(127 - op.b_zp, 128 + op.b_zp)

@@ -1,8 +1,4 @@
-"""Exact products of int8 matrices with int32 sums.
-
-`torch._int_mm` reads int8 and gives int32 at several times the speed of f32, where the processor has instructions that do
-not saturate in between (VNNI, AMX). Whether it is exact here is tried out once, on the worst values.
-"""
+"""Which fast products of integers are exact here: each is tried out once, on the worst values."""
 
 from __future__ import annotations
 
@@ -10,6 +6,7 @@ from functools import cache
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from tosaic.execute import kernels
 from tosaic.execute.handlers import packed
@@ -19,8 +16,11 @@ LONGEST = (1 << 17) - 1
 
 
 @cache
-def is_exact() -> bool:
-    """Whether int8 products are fast and exact on this processor."""
+def is_int8_exact() -> bool:
+    """Whether int8 matrix products with int32 sums (`torch._int_mm`) are fast and exact.
+
+    They run at several times the speed of f32 where the processor has instructions that do not saturate in between (VNNI, AMX).
+    """
     supported = getattr(torch.cpu, "_is_vnni_supported", None)
     if supported is None or not supported():
         return False
@@ -33,6 +33,20 @@ def is_exact() -> bool:
             for operand in (right.t(), right.t().contiguous()):
                 if not torch.equal(torch._int_mm(left, operand).long(), want):
                     return False
+    return True
+
+
+@cache
+def is_f32_exact() -> bool:
+    """Whether f32 convolutions of integers sum them up as they are, and not transformed (Winograd, Fourier), which rounds."""
+    generator = torch.Generator().manual_seed(0)
+    for channels, kernel, stride in ((16, 3, 1), (16, 3, 2), (8, 5, 1)):
+        shape = (channels, channels, kernel, kernel)
+        x = torch.randint(-128, 128, (1, channels, 32, 32), generator=generator).float().contiguous(memory_format=torch.channels_last)
+        w = torch.randint(-128, 128, shape, generator=generator).float().contiguous(memory_format=torch.channels_last)
+        for convolve in (F.conv2d, F.conv_transpose2d):
+            if not torch.equal(convolve(x, w, None, stride).double(), convolve(x.double(), w.double(), None, stride)):
+                return False
     return True
 
 
