@@ -196,6 +196,7 @@ def _layout() -> None:
     row(ops.Reshape(()), ints(I8, 1, 1))
     for dtype in ops.Gather.SUPPORT:
         row(ops.Gather(), numbers(dtype, 2, 5, 3), ints(I32, 2, 7, low=0, high=4))
+        row(ops.Gather(), numbers(dtype, 1, 9, 1, const=True), ints(I32, 1, 30, low=0, high=8))
         row(ops.Scatter(), numbers(dtype, 2, 5, 3), given(I32, 4, 0, 1, 2, 3, 0, shape=(2, 3)), numbers(dtype, 2, 3, 3))
     for source in ops.MOVEMENT:
         for target in ops.MOVEMENT:
@@ -404,12 +405,14 @@ def test_refuses_inputs_that_do_not_fit(inputs: list[np.ndarray], message: str) 
         evaluate(_small_graph(), inputs)
 
 
-def test_refuses_an_index_outside() -> None:
-    build = Builder()
-    values, indices = build.input("v", I8, (1, 4, 2)), build.input("i", I32, (1, 1))
-    graph = build.finish([build.emit(ops.Gather(), values, indices)])
-    with pytest.raises(ExecuteError, match=r"GATHER: indices are 4\.\.4, expected 0\.\.3"):
-        evaluate(graph, [np.zeros((1, 4, 2), np.int8), np.full((1, 1), 4, np.int32)])
+@pytest.mark.parametrize("table", [True, False], ids=["a constant table", "values"])
+@pytest.mark.parametrize("index", [-1, 4])
+def test_refuses_an_index_outside(table: bool, index: int) -> None:
+    build, data = Builder(), np.zeros((1, 4, 1), np.int8)
+    values = build.const(data, I8) if table else build.input("v", I8, data.shape)
+    graph = build.finish([build.emit(ops.Gather(), values, build.input("i", I32, (1, 1)))])
+    with pytest.raises(ExecuteError, match=rf"GATHER: indices are {index}\.\.{index}, expected 0\.\.3"):
+        evaluate(graph, [*([] if table else [data]), np.full((1, 1), index, np.int32)])
 
 
 def test_outputs_are_contiguous_and_share_no_memory_with_inputs() -> None:

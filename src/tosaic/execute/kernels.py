@@ -147,6 +147,14 @@ def table8(begin, end, x, table, out):
 
 
 @_threaded
+def lookup(begin, end, x, table, out):
+    """GATHER from one row of values. x: i32 [n], all inside of the table; out: [n]."""
+    source, target = x[begin:end], out[begin:end]
+    for i in range(source.size):
+        target[i] = table[np.uint64(source[i])]
+
+
+@_threaded
 def table16(begin, end, x, table, out):
     """TABLE of i16: 512 linear segments of 128 (section 1.10, table lookup). x: i16 [n]; table: i16 [513]; out: i32 [n]."""
     source, target = x[begin:end], out[begin:end]

@@ -66,13 +66,29 @@ def _rows(op: ops.Op, indices: np.ndarray, count: int) -> tuple[np.ndarray, np.n
 
 @handles(ops.Gather)
 def gather(node: Node) -> Kernel:
+    source = node.inputs[0]
+    n, count, channels = source.shape
+    if n == channels == 1 and source.dtype.is_integer and source.data is not None:  # as lowering writes a table
+        return _lookup(node, packed(source.data).reshape(-1))
+
     def kernel(values: np.ndarray, indices: np.ndarray) -> np.ndarray:
-        n, count, channels = values.shape
         first, rows = _rows(node.op, indices, count)
         rows = rows.reshape(-1) if n == 1 else (rows + first * count).reshape(-1)
         # as integers, since only bytes move, and torch lacks some types
         raw = as_torch(np.ascontiguousarray(values).view(f"i{values.itemsize}")).reshape(n * count, channels)
         return raw.index_select(0, as_torch(rows)).numpy().view(values.dtype).reshape(*indices.shape, channels)
+
+    return kernel
+
+
+def _lookup(node: Node, table: np.ndarray) -> Kernel:
+    """GATHER from a constant [1,K,1]; table: [K]."""
+
+    def kernel(values: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        _rows(node.op, indices, table.size)
+        out = np.empty(node.output.shape, table.dtype)
+        kernels.lookup(packed(indices).reshape(-1), table, out.reshape(-1))
+        return out
 
     return kernel
 
