@@ -8,6 +8,12 @@ float, energies summed over all outputs. Each run is a fresh process, one at a t
 
 `8a8w` is compiled for TOSA-1.0+INT, `16a8w` for TOSA-1.0+INT+int16, and `8a8w+int16` is 8a8w for TOSA-1.0+INT+int16, where
 composites need fewer operators; its peer is the peer's 8a8w.
+
+Where the peer's artifact (ExecuTorch 1.5.1) scores far below the peer's own fake quantization, the first value that differs shows why.
+UNet 8a8w: a ReLU whose result is concatenated, and so shares a zero point above -128, is left out of the TOSA graph; with a CLAMP in
+each of the two places the artifact scores what fake quantization does. Encoders 16a8w: the rsqrt of a layer norm is a TABLE of 513
+entries, 128 steps of the input apart, and small variances lie between the first two; fake quantization with that TABLE scores what the
+artifact does.
 """
 
 from __future__ import annotations

@@ -199,7 +199,7 @@ class _TosaBlock:
         name = names[0]
         if kind == "CONST":
             type_ = self._type(name)
-            self.values[name] = Constant(type_, unpack(self._bytes(self.tensors[name]), type_), name)
+            self.values[name] = Constant(type_, unpack(_needed(self._bytes(self.tensors[name]), type_), type_), name)
         elif kind == "CONST_SHAPE":
             numbers = np.frombuffer(bytes(self.shapes[name].DataAsNumpy() if self.shapes[name].DataLength() else b""), "<i8")
             self.values[name] = Constant(TensorType(DType.INT32, (len(numbers),)), numbers)
@@ -237,6 +237,13 @@ class _TosaBlock:
                 raise InputError("the file is truncated")
             return bytes(self.data[tensor.Offset() : tensor.Offset() + tensor.Size()])
         return tensor.DataAsNumpy().tobytes() if tensor.DataLength() else b""
+
+
+def _needed(raw: bytes, type_: TensorType) -> bytes:
+    """A constant's bytes without what stands behind them, as Arm's own readers take them: ExecuTorch (1.5.1) writes one weight_zp
+    for each channel into the only element that a convolution's has."""
+    bits = {DType.INT4: 4, DType.INT48: 48}.get(type_.dtype, 8 * type_.dtype.numpy.itemsize)
+    return raw[: (bits * type_.size + 7) // 8]
 
 
 def _by_number(enumeration: type) -> dict[int, str]:

@@ -68,7 +68,10 @@ class Module:
 
 @dataclass
 class Resource:
-    """A tensor of the container: Vulkan format number and shape; no descriptor type for constants."""
+    """A tensor of the container: Vulkan format number and shape; no descriptor type for constants.
+
+    An `image` is one of a compute shader; how it is sampled is not read, so it cannot be written again.
+    """
 
     category: vgfpy.ResourceCategory
     descriptor: int | None
@@ -76,6 +79,7 @@ class Resource:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     alias: int | None
+    image: bool = False
 
 
 @dataclass
@@ -173,13 +177,16 @@ class _Decoder:
         return Module(vgfpy.ModuleType(table.number(0, "<B")), table.text(1), table.text(2), words)
 
     def _resource(self, table: Table) -> Resource:
-        if table.number(4, "<B"):
-            raise InputError("the file has image resources; only tensors are supported")
         description, descriptor, alias = table.table(3), table.number(0), table.number(6, default=_NONE)
         shape, strides = (tuple(description.numbers(i, "<i8")) if description else () for i in (0, 1))
-        category = vgfpy.ResourceCategory(table.number(2, "<B"))
         return Resource(
-            category, None if descriptor == _NONE else descriptor, table.number(1), shape, strides, None if alias == _NONE else alias
+            vgfpy.ResourceCategory(table.number(2, "<B")),
+            None if descriptor == _NONE else descriptor,
+            table.number(1),
+            shape,
+            strides,
+            None if alias == _NONE else alias,
+            image=bool(table.number(4, "<B")),
         )
 
     def _constants(self) -> list[Constant]:
@@ -311,6 +318,8 @@ def _tables(container: Container) -> bytes:
 
 
 def _add_resource(encoder: vgfpy.Encoder, r: Resource) -> vgfpy.ResourceRef:
+    if r.image:
+        raise ValueError("images cannot be written")
     if r.category == vgfpy.ResourceCategory.Constant:
         return encoder.AddConstantResource(r.format, r.shape, r.strides)
     add = getattr(encoder, f"Add{r.category.name}Resource")
