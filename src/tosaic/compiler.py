@@ -19,7 +19,7 @@ from tosaic.capture.export import Captured, capture, capture_for_training, finis
 from tosaic.capture.floats import convert_floats, float_types
 from tosaic.emit.files import atomic_write
 from tosaic.emit.passport import LedgerRecord, Passport, PortRecord, ValueRecord
-from tosaic.errors import InputError, UnsupportedError
+from tosaic.errors import InputError, SpecError, UnsupportedError
 from tosaic.execute.simulator import evaluate
 from tosaic.lower.registry import LOWERINGS
 from tosaic.lower.walk import Lowered, Port, check_operators, lower_graph
@@ -27,7 +27,7 @@ from tosaic.optimize.pipeline import optimize
 from tosaic.quantization.ptq import Quantized, Stopwatch, quantize_captured
 from tosaic.quantization.qat import QatSession
 from tosaic.quantization.schemes import FLOATS, SCHEMES, Recipe
-from tosaic.tosa.graph import verify
+from tosaic.tosa.graph import Graph, verify
 from tosaic.tosa.ranges import verify_ranges
 from tosaic.tosa.spec import Spec
 
@@ -163,17 +163,32 @@ def compile(
         recipe, calibration = {} if scheme is None else {"scheme": scheme}, {}
         watch.lap("capture")
     title = name or (type(model).__name__ if isinstance(model, nn.Module) else "model")
-    lowered = lower_graph(module, chosen_spec, output_names=output_names, name="main", io_layout=io_layout, reasons=reasons)
-    _dump(dump, "02_lowered.txt", lowered.graph)
-    if strict:
-        _refuse_floats(lowered)
-    watch.lap("lower")
-    graph = optimize(lowered.graph, evaluate)
-    _dump(dump, "03_optimized.txt", graph)
-    watch.lap("optimize")
-    verify(graph, chosen_spec)
-    verify_ranges(graph)
-    watch.lap("verify")
+
+    def build(spec: Spec) -> tuple[Lowered, Graph]:
+        lowered = lower_graph(module, spec, output_names=output_names, name="main", io_layout=io_layout, reasons=reasons)
+        _dump(dump, "02_lowered.txt", lowered.graph)
+        if strict:
+            _refuse_floats(lowered)
+        watch.lap("lower")
+        graph = optimize(lowered.graph, evaluate)
+        _dump(dump, "03_optimized.txt", graph)
+        watch.lap("optimize")
+        verify(graph, spec)
+        verify_ranges(graph)
+        watch.lap("verify")
+        return lowered, graph
+
+    try:
+        lowered, graph = build(chosen_spec)
+    except SpecError as first:
+        with_integers = Spec.parse(f"{chosen_spec}+INT")
+        if given is not None or with_integers == chosen_spec:
+            raise
+        try:
+            lowered, graph = build(with_integers)  # a float model that computes with integers
+        except SpecError:
+            raise first from None
+        chosen_spec = with_integers
     passport = Passport(
         name=title,
         spec=str(chosen_spec),

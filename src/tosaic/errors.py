@@ -16,6 +16,7 @@ Every message says what is wrong, where, and what to do about it. The command li
 from __future__ import annotations
 
 import functools
+import re
 import sysconfig
 from pathlib import Path
 from types import TracebackType
@@ -89,11 +90,17 @@ def place_of(error: BaseException) -> str | None:
     return found
 
 
+def line_of(trace: str | None) -> tuple[str, str] | None:
+    """(file, line number) of the innermost line of the user's own code in a stack trace that torch.export recorded."""
+    return next(((file, line) for file, line in reversed(_FRAME.findall(trace or "")) if not is_library(file)), None)
+
+
 @functools.cache
 def is_library(file: str) -> bool:
     """Whether a source file is not the user's own: installed, generated, or this package."""
     return file.startswith("<") or any(Path(file).is_relative_to(p) for p in _NOT_THE_USERS)
 
 
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 # installed packages and the standard library (`bin`: the console script), and this package where it is installed editable
 _NOT_THE_USERS = (*(Path(sysconfig.get_path(kind)) for kind in ("stdlib", "purelib", "platlib", "scripts")), Path(__file__).parent)

@@ -8,6 +8,7 @@ from ops.rows_elementwise import ACTIVATIONS, ARITHMETIC
 from ops.rows_functions import CIRCULAR, EXPONENTIALS, GATES, STEPS
 from ops.rows_indexing import EMBEDDINGS, ORDER, READING, WRITING
 from ops.rows_mac import CONVOLUTIONS, PRODUCTS, TRANSPOSED
+from ops.rows_meeting import DISTANCES, EXTREMES, MEETING
 from ops.rows_norms import DIVISIONS, MOMENTS, NORMS, SOFTMAXES
 from ops.rows_recurrent import FOURIER, RECURRENT
 from ops.rows_shape import CHOICES, MOVEMENT, POOLS, RESIZES
@@ -26,6 +27,9 @@ FAMILIES: dict[str, tuple[Row, ...]] = {
     "movement": MOVEMENT,
     "reading by index": READING,
     "writing by index": WRITING,
+    "writes that meet": MEETING,
+    "extremes": EXTREMES,
+    "distances": DISTANCES,
     "embeddings": EMBEDDINGS,
     "order": ORDER,
     "pools": POOLS,

@@ -32,25 +32,26 @@ def put(x: torch.Tensor, index: torch.Tensor, values: torch.Tensor, accumulate: 
 
 
 REFUSED: tuple[tuple[str, type[TosaicError], Callable[..., Any], tuple[torch.Tensor, ...], str], ...] = (
-    ("mask", CaptureError, lambda x: x[x > 0], (torch.rand(4, 5),), "dynamic shape"),
-    ("masked_select", CaptureError, lambda x: x.masked_select(x > 0), (torch.rand(4, 5),), "dynamic shape"),
-    ("nonzero", CaptureError, torch.nonzero, (torch.rand(4, 5),), "dynamic shape"),
+    ("mask", CaptureError, lambda x: x[x > 0], (torch.rand(4, 5),), "depends on the values of a tensor"),
+    ("masked_select", CaptureError, lambda x: x.masked_select(x > 0), (torch.rand(4, 5),), "depends on the values of a tensor"),
+    ("nonzero", CaptureError, torch.nonzero, (torch.rand(4, 5),), "depends on the values of a tensor"),
     ("outside", UnsupportedError, lambda x: x.index_select(0, INDEX + 3), (torch.rand(4, 5),), "index 3..4 is outside an axis of 4"),
-    (
-        "masked_scatter",
-        UnsupportedError,
-        lambda x: x.masked_scatter(x > 0, x),
-        (torch.rand(4, 5),),
-        "masked_scatter.default has no",
-    ),
     ("put_mask", UnsupportedError, lambda x: put(x, x > 0, x.reshape(-1)[:20]), (torch.rand(4, 5) + 1,), "where each goes would depend"),
     (
         "put_sum",
         UnsupportedError,
-        lambda x, y: put(x, INDEX * 0, y, True),
-        (torch.rand(4, 5), torch.rand(2, 5)),
-        "sums at indices that may",
+        lambda x, y: torch.ops.aten.index_put.default(x, [INDEX * 0, None, INDEX * 0], y, True),
+        (torch.rand(4, 5, 6), torch.rand(2, 5)),
+        "sums at indices that may meet, of axes that are not adjacent",
     ),
+    (
+        "adaptive_positions",
+        UnsupportedError,
+        lambda x: torch.nn.functional.adaptive_max_pool2d(x, 3, return_indices=True),
+        (torch.rand(1, 2, 9, 8),),
+        "adaptive_max_pool2d.default: its result number 1 is not computed",
+    ),
+    ("short_integers", UnsupportedError, lambda x: x + 1, (torch.zeros(4, dtype=torch.int8),), "i8 tensors, which wrap at 8 bits"),
     (
         "scatter_more",
         UnsupportedError,

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 import tosaic
 from tosaic.artifact import Artifact
-from tosaic.compiler import _captured
+from tosaic.compiler import captured_for_inference
 from tosaic.lower.registry import LOWERINGS
 from tosaic.quantization.ptq import Quantized
 from tosaic.quantization.rules import RULES
@@ -89,7 +89,7 @@ def test_rows_in_half_precision(family: str, kind: str, reference: Run, check_vg
     arrays = stored(artifact, inputs, float_io=False)
     check_vgf(artifact.graph, arrays)
     results = artifact.run(arrays, float_io=False)
-    oracle = Rounded(_captured(exported, None, None, kind).module)
+    oracle = Rounded(captured_for_inference(exported, None, kind).module)
     with torch.no_grad():
         expected = oracle.run(*inputs)
     counts = Counter(re.split(r"[. ]", row.location.partition("| cases.")[2])[0] for row in artifact.passport.ledger)

@@ -1,4 +1,4 @@
-"""Decompositions of data movement: diagonals, windows, writes with steps, order, and sums at indices."""
+"""Decompositions of data movement: diagonals, windows, writes with steps, order."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 aten = torch.ops.aten
-_LARGEST_MASK = 1 << 24  # elements of a comparison of all places with all indices
 
 
 def write_with_step(x: Tensor, source: Tensor, dim: int, begin: int, step: int) -> Tensor:
@@ -43,12 +42,14 @@ def _diagonal(x: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tenso
 
 
 def _diagonal_scatter(x: Tensor, source: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
-    rows, columns = x.shape[dim1], x.shape[dim2]
-    if rows != columns:
-        return NotImplemented
-    full = torch.diag_embed(source, offset, dim1, dim2)
-    mask = torch.diag_embed(torch.ones(source.shape, dtype=torch.bool), offset, dim1, dim2)
-    return torch.where(mask, full, x)
+    """Where the diagonal is, the source; it may be shorter than the other of two sizes."""
+    side = source.shape[-1] + abs(offset)
+    border = [0, x.shape[dim2] - side, 0, x.shape[dim1] - side]
+
+    def square(values: Tensor) -> Tensor:
+        return torch.constant_pad_nd(torch.diag_embed(values, offset), border).movedim((-2, -1), (dim1, dim2))
+
+    return torch.where(square(torch.ones(source.shape)) > 0, square(source), x)
 
 
 def _as_strided(x: Tensor, size: Sequence[int], stride: Sequence[int], offset: int | None = None) -> Tensor:
@@ -163,34 +164,6 @@ def _searchsorted(
     return _bucketize(x, boundaries.unsqueeze(-2), out_int32=out_int32, right=right)
 
 
-def _index_add(x: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Tensor:
-    """Sums at indices: the product of a matrix of ones, where place and index are the same, with what is added."""
-    dim = dim % max(x.ndim, 1)
-    if x.ndim == 0 or x.shape[dim] * index.numel() > _LARGEST_MASK:
-        return NotImplemented
-    ones = (torch.arange(x.shape[dim]).unsqueeze(1) == index.reshape(1, -1)).to(x.dtype)
-    source = (source if alpha == 1 else source * alpha).movedim(dim, 0)
-    added = (ones @ source.flatten(1)) if source.ndim > 1 else ones @ source
-    return x + added.reshape(x.shape[dim], *source.shape[1:]).movedim(0, dim)
-
-
-def _scatter_add(x: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
-    """At each place the sum of what is written there; an index of its own for each element."""
-    dim = dim % max(x.ndim, 1)
-    same = all(a == b for i, (a, b) in enumerate(zip(x.shape, index.shape, strict=True)) if i != dim)
-    if not same or x.ndim == 0 or index.numel() * x.shape[dim] > _LARGEST_MASK:
-        return NotImplemented
-    source = source[tuple(slice(0, d) for d in index.shape)].movedim(dim, -1).unsqueeze(-2)
-    hit = index.movedim(dim, -1).unsqueeze(-2) == torch.arange(x.shape[dim]).unsqueeze(-1)
-    return x + torch.where(hit, source, torch.zeros((), dtype=x.dtype)).sum(-1).movedim(-1, dim)
-
-
-def _put(x: Tensor, index: Tensor, source: Tensor, accumulate: bool = False) -> Tensor:
-    flat, index, source = x.reshape(-1), index.reshape(-1), source.reshape(-1)
-    written = _index_add(flat, 0, index, source) if accumulate else aten.index_put.default(flat, [index], source)
-    return written if written is NotImplemented else written.reshape(x.shape)
-
-
 MOVEMENT: dict[torch._ops.OpOverload, Callable[..., Any]] = {
     aten.diagonal.default: _diagonal,
     aten.diagonal_scatter.default: _diagonal_scatter,
@@ -203,7 +176,4 @@ MOVEMENT: dict[torch._ops.OpOverload, Callable[..., Any]] = {
     aten.median.dim: _median_dim,
     aten.bucketize.Tensor: _bucketize,
     aten.searchsorted.Tensor: _searchsorted,
-    aten.index_add.default: _index_add,
-    aten.scatter_add.default: _scatter_add,
-    aten.put.default: _put,
 }

@@ -30,6 +30,11 @@ def _matmul(a: Tensor, b: Tensor) -> Tensor:
     return aten.bmm.default(left, right).reshape(*batch, rows, columns)
 
 
+def _of_integers(a: Tensor, b: Tensor) -> Tensor:
+    """TOSA has no product of int32 matrices: the sum of products of elements. Floats have a lowering."""
+    return NotImplemented if a.is_floating_point() else (a.unsqueeze(-1) * b.unsqueeze(-3)).sum(-2)
+
+
 def _mv(matrix: Tensor, vector: Tensor) -> Tensor:
     return aten.mm.default(matrix, vector.unsqueeze(1)).squeeze(1)
 
@@ -68,6 +73,8 @@ def _bilinear(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None = None) 
 
 PRODUCTS: dict[torch._ops.OpOverload, Callable[..., Any]] = {
     aten.matmul.default: _matmul,
+    aten.mm.default: _of_integers,
+    aten.bmm.default: _of_integers,
     aten.mv.default: _mv,
     aten.addmm.default: _addmm,
     aten.addmv.default: _addmv,

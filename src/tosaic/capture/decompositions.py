@@ -8,8 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tosaic.capture.decompose_arithmetic import ARITHMETIC
+from tosaic.capture.decompose_distances import DISTANCES
 from tosaic.capture.decompose_movement import MOVEMENT, write_with_step
 from tosaic.capture.decompose_products import PRODUCTS
+from tosaic.capture.decompose_writes import WRITES
 
 aten = torch.ops.aten
 
@@ -45,11 +48,6 @@ def _rrelu(x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool
 def _empty(size: list[int], *, dtype: torch.dtype | None = None, **_: object) -> Tensor:
     """What a model fills later (circular padding does); what memory holds must not reach an observer."""
     return torch.zeros(size, dtype=dtype)
-
-
-def _lerp(x: Tensor, end: Tensor, weight: Tensor | float) -> Tensor:
-    """A blend; the default's case distinction is about the last bits."""
-    return x + (end - x) * weight
 
 
 def _full_like(x: Tensor, value: float, *, dtype: torch.dtype | None = None, **_: object) -> Tensor:
@@ -112,15 +110,16 @@ def _std_mean(x: Tensor, dim: list[int] | None = None, *, correction: float | No
 DECOMPOSITIONS: dict[torch._ops.OpOverload, Callable[..., Any]] = {
     **PRODUCTS,
     **MOVEMENT,
+    **WRITES,
+    **DISTANCES,
+    **ARITHMETIC,
     aten.copy.default: _copy,
     aten.slice_scatter.default: _slice_scatter,
     aten.select_scatter.default: _select_scatter,
     aten.empty.memory_format: _empty,
     aten.full_like.default: _full_like,
-    aten.lerp.Scalar: _lerp,
     aten.max.dim: _max,
     aten.min.dim: _min,
-    aten.lerp.Tensor: _lerp,
     aten.var_mean.correction: _var_mean,
     aten.std_mean.correction: _std_mean,
     aten.rrelu.default: _rrelu,

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
 from tosaic.capture.attention import divide_after_product
@@ -25,7 +26,7 @@ from tosaic.capture.composites import assemble_composites
 from tosaic.capture.decompositions import DECOMPOSITIONS
 from tosaic.capture.fourier import without_complex
 from tosaic.capture.products import products_to_linear
-from tosaic.errors import CaptureError, InputError, place_of
+from tosaic.errors import CaptureError, InputError, line_of, place_of
 from tosaic.operators import dropout_marker
 
 aten = torch.ops.aten
@@ -114,9 +115,9 @@ def decomposed(program: torch.export.ExportedProgram, keep: Collection[torch._op
     _check_finite(program)
     _copy_inputs(program)
     table = torch.export.default_decompositions()
-    table.update(DECOMPOSITIONS)
     for op in keep:
         table.pop(op, None)
+    table.update(DECOMPOSITIONS)  # of operators that have a lowering too, those decline what it holds
     try:
         with warnings.catch_warnings(), _quiet():
             warnings.simplefilter("ignore")
@@ -225,11 +226,19 @@ def _copy_inputs(program: torch.export.ExportedProgram) -> None:
 def _check_static(program: torch.export.ExportedProgram) -> None:
     for node in program.graph.nodes:
         value = node.meta.get("val")
-        if isinstance(value, torch.Tensor) and any(not isinstance(d, int) for d in value.shape):
-            raise CaptureError(
-                f"'{node.name}' has the dynamic shape {tuple(value.shape)}; a .vgf has fixed shapes",
-                remedy="export once for each shape, without dynamic_shapes",
-            )
+        for tensor in (v for v in pytree.tree_leaves(value) if isinstance(v, torch.Tensor)):
+            if any(free_unbacked_symbols(d) for d in tensor.shape):
+                raise CaptureError(
+                    f"the shape of the result of {node.target} '{node.name}' depends on the values of a tensor; a .vgf has fixed shapes",
+                    where=":".join(line_of(node.meta.get("stack_trace")) or ()) or None,
+                    remedy="keep all elements and choose between them (torch.where, masked_fill, a product with the mask); "
+                    "for a mask that is known, index by its positions, found outside forward()",
+                )
+            if any(not isinstance(d, int) for d in tensor.shape):
+                raise CaptureError(
+                    f"'{node.name}' has the dynamic shape {tuple(tensor.shape)}; a .vgf has fixed shapes",
+                    remedy="export once for each shape, without dynamic_shapes",
+                )
 
 
 def _check_finite(program: torch.export.ExportedProgram) -> None:

@@ -11,7 +11,6 @@ Sums, products with real and complex numbers and data movement are done on the p
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from torch.fx import GraphModule, Node
 
-from tosaic.errors import UnsupportedError, is_library
+from tosaic.errors import UnsupportedError, line_of
 
 aten = torch.ops.aten
 Parts = tuple[Node, Node]
@@ -36,7 +35,6 @@ _MOVES = {
     aten.flip.default,
     aten.neg.default,
 }
-_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
 def without_complex(module: GraphModule) -> None:
@@ -214,5 +212,4 @@ def _turns(n: int, count: int, norm: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _line(node: Node) -> str:
     """The user's line."""
-    frames = [f"{file}:{line}" for file, line in _FRAME.findall(node.meta.get("stack_trace") or "") if not is_library(file)]
-    return frames[-1] if frames else ""
+    return ":".join(line_of(node.meta.get("stack_trace")) or ())

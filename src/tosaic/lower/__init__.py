@@ -19,6 +19,7 @@ from tosaic.lower import (  # noqa: F401
     order,
     per_token,
     pool,
+    pool_indices,
     pool_mean,
     products,
     reduce,

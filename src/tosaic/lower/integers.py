@@ -235,6 +235,8 @@ def cast(ctx: Context, x: Operand, *, dtype: torch.dtype | None = None, **_: obj
         return as_real(ctx, x) if is_whole(x) else _between_floats(ctx, x, dtype)
     if dtype not in (torch.int32, torch.int64) and not is_bool(x):
         raise ctx.refuse(f"a cast to {dtype}; integers have 32 bits here, so cast to torch.int32")
+    if x.value is not None and x.quant is None and x.value.dtype in (DType.INT8, DType.INT16):
+        return Operand(ctx.emit(ops.Cast(DType.INT32), ctx.logical(x)))
     if is_whole(x):
         return as_int(ctx, x)
     if x.quant is not None:

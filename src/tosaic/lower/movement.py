@@ -35,7 +35,7 @@ aten = torch.ops.aten
 def joined(ctx: Context, operands: Sequence[Operand]) -> list[Operand]:
     """Operands at one quantization or type, as they can stand in one tensor: what the readers want, or the first one's."""
     quantized = [x for x in operands if x.quant is not None]
-    if quantized and all(x.quant is not None or x.is_const for x in operands):
+    if (quantized or ctx.want is not None) and all(x.quant is not None or x.is_const for x in operands):
         target = ctx.want or ctx.uniform(quantized[0]).quant
         assert target is not None
         return [ctx.requantize(x, target) for x in operands]

@@ -89,7 +89,7 @@ def max_pool2d(
     """
     if len(x.shape) == 3:
         return through_images(ctx, max_pool2d, x, 0, kernel, stride, padding, dilation, ceil_mode)
-    return _max_pool(ctx, x, windows_of(x.shape[2:], kernel, stride, padding, dilation, ceil_mode))
+    return max_of_windows(ctx, x, windows_of(x.shape[2:], kernel, stride, padding, dilation, ceil_mode))
 
 
 @lower(aten.max_pool1d.default)
@@ -127,11 +127,11 @@ def max_pool3d(
     """
     if len(x.shape) == 4:
         return through_images(ctx, max_pool3d, x, 0, kernel, stride, padding, dilation, ceil_mode)
-    return _max_pool(ctx, x, windows_of(x.shape[2:], kernel, stride, padding, dilation, ceil_mode))
+    return max_of_windows(ctx, x, windows_of(x.shape[2:], kernel, stride, padding, dilation, ceil_mode))
 
 
-def _max_pool(ctx: Context, x: Operand, w: Windows) -> Operand:
-    """MAX_POOL2D where it can be; it takes no dilation and no int32."""
+def max_of_windows(ctx: Context, x: Operand, w: Windows) -> Operand:
+    """Maxima; MAX_POOL2D where it can be; it takes no dilation and no int32."""
     spatial = len(w.kernel)
     wide = x.quant is not None and not ctx.is_narrow(x) and (ctx.want is None or ctx.want.dtype is DType.INT32)
     x = ctx.resolve_clamp(ctx.uniform(x)) if wide else poolable(ctx, x)
@@ -202,7 +202,7 @@ def along_windows(ctx: Context, value: Value, axis: int, count: int, op: Callabl
 
 
 @lower(aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default)
-def adaptive_max_pool(ctx: Context, x: Operand, size: list[int]) -> tuple[Operand]:
+def adaptivemax_of_windows(ctx: Context, x: Operand, size: list[int]) -> tuple[Operand]:
     """adaptive_max_pool2d(Tensor self, int[2] output_size) -> (Tensor, Tensor); the indices are not computed"""
     x = ctx.plain(x) if x.quant is not None else ctx.floats(x)[0]
     value = x.value

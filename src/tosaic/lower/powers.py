@@ -78,7 +78,9 @@ def power(ctx: Context, x: Operand, exponent: float) -> Operand:
     whole = float(exponent).is_integer()
     magnitude = ctx.emit(ops.Abs(), value) if whole else value
     # the stored magnitude of the largest result that is wanted or can be; beyond it results saturate
-    log_top = math.log(wanted_limit(ctx) * _BELOW) if ctx.want is not None else math.inf
+    narrow = ctx.want is not None and ctx.want.dtype is not DType.INT32  # whose largest number calibration has seen
+    margin = 1 / _BELOW if narrow else _BELOW
+    log_top = math.log(wanted_limit(ctx) * margin) if ctx.want is not None else math.inf
     if exponent > 0:
         log_top = min(log_top, math.log(64.0) + exponent * math.log(typical(x)))
     edge = math.exp(min(max(log_top / exponent - math.log(scale), -80.0), 80.0))

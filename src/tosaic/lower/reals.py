@@ -21,6 +21,7 @@ from tosaic.tosa.types import DType
 SATURATED = 1 << 28  # what a RESCALE by up to 2 and int32 kernels take
 WHOLE = Quant(1.0, 0, DType.INT32)
 _STORED_BITS = 30
+_INTEGERS = (DType.INT8, DType.INT16, DType.INT32)
 
 
 def operand(x: Operand | float) -> Operand:
@@ -36,7 +37,7 @@ def is_whole(x: Operand) -> bool:
     """Integers and bools of the model: no quantization, no fractions."""
     if x.quant is not None:
         return False
-    return x.array.dtype.kind in "biu" if x.array is not None else x.value.dtype in (DType.BOOL, DType.INT32)  # type: ignore[union-attr]
+    return x.array.dtype.kind in "biu" if x.array is not None else x.value.dtype in (DType.BOOL, *_INTEGERS)  # type: ignore[union-attr]
 
 
 def is_quantized(ctx: Context, *operands: Operand) -> bool:
@@ -61,6 +62,8 @@ def as_int(ctx: Context, x: Operand) -> Operand:
             raise ctx.refuse(f"integers {rounded.min():.0f}..{rounded.max():.0f} are outside int32")
         return Operand(array=rounded.astype(np.int64))
     value = ctx.logical(x)
+    if value.dtype in (DType.INT8, DType.INT16):
+        raise ctx.refuse(f"arithmetic of {value.dtype.value} tensors, which wrap at {value.dtype.bits} bits; cast to torch.int32 first")
     if value.dtype is not DType.BOOL:
         return Operand(value)
     if not ctx.spec.holds("INT"):  # where CAST has no bools, as it has none to floats
@@ -75,6 +78,8 @@ def as_real(ctx: Context, x: Operand) -> Operand:
     if x.is_const:
         return Operand(array=x.array.astype(np.float64))  # type: ignore[union-attr]
     if wants_integers(ctx):
+        if x.value is not None and x.value.dtype in (DType.INT8, DType.INT16):
+            return replace(x, quant=Quant(1.0, 0, x.value.dtype))
         return Operand(as_int(ctx, x).value, quant=WHOLE, bits=1 if is_bool(x) else None, exact=True)
     value = ctx.logical(x)
     if value.dtype is DType.BOOL:  # CAST has no bool to float

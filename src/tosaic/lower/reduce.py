@@ -73,10 +73,11 @@ def _reduced(ctx: Context, x: Operand, axes: Sequence[int], op: type[ops._Reduce
 def _count(ctx: Context, x: Operand, dims: Sequence[int] | None, keepdim: bool) -> Operand:
     """A sum of integers. REDUCE_SUM of int32 is not in the FP profile; float32 holds sums up to 2^24 exactly."""
     axes, final = _axes(x, dims)
-    in_float = not ctx.spec.holds("INT")
-    x = as_real(ctx, x) if in_float else as_int(ctx, x)
-    x = _reduced(ctx, x, axes, ops.ReduceSum, None if keepdim else final)
-    return Operand(ctx.emit(ops.Cast(DType.INT32), x.value)) if in_float else x  # type: ignore[arg-type]
+    if ctx.spec.holds("INT"):
+        return _reduced(ctx, as_int(ctx, x), axes, ops.ReduceSum, None if keepdim else final)
+    total = _reduced(ctx, as_real(ctx, x), axes, ops.ReduceSum, None if keepdim else final)
+    whole = ctx.emit(ops.Cast(DType.INT32), total.value)  # type: ignore[arg-type]
+    return Operand(ctx.bounded(whole, 0, math.prod(x.shape[a] for a in axes), "a count of bools") if is_bool(x) else whole)
 
 
 def _total(ctx: Context, x: Operand, dims: Sequence[int] | None, keepdim: bool, *, average: bool) -> Operand:

@@ -1,4 +1,4 @@
-"""Running sums and products."""
+"""Running sums, products and extremes."""
 
 from __future__ import annotations
 
@@ -115,3 +115,47 @@ def cumprod(ctx: Context, x: Operand, dim: int, dtype: torch.dtype | None = None
 
 def _multiplied(ctx: Context, x: Operand, moved: Value) -> Operand:
     return multiply(ctx, x, replace(x, value=moved))
+
+
+@lower(aten.cummax.default)
+def cummax(ctx: Context, x: Operand, dim: int) -> tuple[Operand, Operand]:
+    """cummax(Tensor self, int dim) -> (Tensor values, Tensor indices)"""
+    return _running_extreme(ctx, x, dim, lambda later, earlier: ctx.emit(ops.GreaterEqual(), later, earlier))
+
+
+@lower(aten.cummin.default)
+def cummin(ctx: Context, x: Operand, dim: int) -> tuple[Operand, Operand]:
+    """cummin(Tensor self, int dim) -> (Tensor values, Tensor indices)"""
+    return _running_extreme(ctx, x, dim, lambda later, earlier: ctx.emit(ops.GreaterEqual(), earlier, later))
+
+
+def _running_extreme(ctx: Context, x: Operand, dim: int, wins: Callable[[Value, Value], Value]) -> tuple[Operand, Operand]:
+    """log2(N) choices between each element and the one 1, 2, 4, .. before it; of equal ones the later, as PyTorch does.
+
+    Comparisons take int32 or floats; the FP profile has no int32 to choose between, so positions are floats there.
+    """
+    x = ctx.plain(x) if x.quant is not None else Operand(as_int(ctx, x).value) if is_whole(x) else ctx.floats(x)[0]
+    whole, value = ctx.spec.holds("INT"), x.value
+    assert value is not None
+    if not x.shape:
+        return x, Operand(array=np.zeros((), np.int64))
+    axis, stored = axis_of(dim, len(x.shape)), value.dtype
+    if stored.is_integer and stored is not DType.INT32:
+        value = ctx.emit(ops.Cast(DType.INT32), value)
+    elif stored is DType.INT32 and not whole:
+        value = ctx.emit(ops.Cast(DType.FP32), value)
+    length, step = x.shape[axis], 1
+    positions = np.broadcast_to(np.arange(length).reshape([-1 if i == axis else 1 for i in range(len(x.shape))]), x.shape)
+    place = ctx.builder.const(positions, DType.INT32 if whole else DType.FP32)
+    while step < length:
+        later, earlier = (sliced(ctx, value, axis, a, b) for a, b in ((step, length), (0, length - step)))
+        keeps = wins(later, earlier)
+        pairs = ((value, later, earlier), (place, *(sliced(ctx, place, axis, a, b) for a, b in ((step, length), (0, length - step)))))
+        value, place = (
+            ctx.emit(ops.Concat(axis), sliced(ctx, own, axis, 0, step), ctx.emit(ops.Select(), keeps, new, old)) for own, new, old in pairs
+        )
+        step *= 2
+    found = value if value.dtype is stored else ctx.emit(ops.Cast(stored), value)
+    if not whole:
+        place = ctx.bounded(ctx.emit(ops.Cast(DType.INT32), place), 0, length - 1, "positions along the axis")
+    return replace(x, value=found), Operand(place)

@@ -126,8 +126,9 @@ def _mask(ctx: Context, shape: Sequence[int], axis: int, index: Operand) -> Oper
 @lower(aten.index_put.default)
 def index_put(ctx: Context, x: Operand, indices: Sequence[Operand | None], values: Operand, accumulate: bool = False) -> Operand:
     """index_put(Tensor self, Tensor?[] indices, Tensor values, bool accumulate=False) -> Tensor"""
-    if _is_mask(indices[0]) and len(indices) == 1 and not accumulate:
-        return _masked(ctx, x, indices[0], values)  # type: ignore[arg-type]
+    given = [(axis, index) for axis, index in enumerate(indices) if index is not None]
+    if len(given) == 1 and _is_mask(given[0][1]):
+        return _masked(ctx, x, *given[0], values, accumulate)
     at = indexed(ctx, x, indices)
     if at.index.array is not None and not accumulate and (one := _same_for_all(ctx, at, values)) is not None:
         mask = np.isin(np.arange(at.x.shape[at.axis]), at.index.array)
@@ -136,7 +137,7 @@ def index_put(ctx: Context, x: Operand, indices: Sequence[Operand | None], value
     values = _written(ctx, at, values)
     if accumulate:
         if at.index.array is None or len(set(at.index.array.tolist())) < math.prod(at.block):
-            raise ctx.refuse("sums at indices that may meet (accumulate=True); index_add and scatter_add are supported")
+            raise ctx.refuse("sums at indices that may meet, of axes that are not adjacent (accumulate=True)")
         values = add_operands(ctx, index_select(ctx, at.x, at.axis, at.index), values, ops.Add())
     if (found := _run_written(ctx, at, values)) is None:
         rows = [ctx.plain(p) for p in joined(ctx, (at.x, values))]
@@ -163,19 +164,19 @@ def _same_for_all(ctx: Context, at: Indexed, values: Operand) -> Operand | None:
     return reshaped(ctx, values, (*shape[: at.axis], 1, *shape[at.axis + block :]))
 
 
-def _is_mask(index: Operand | None) -> bool:
-    if index is None:
-        return False
+def _is_mask(index: Operand) -> bool:
     return index.array.dtype.kind == "b" if index.array is not None else index.value.dtype is DType.BOOL  # type: ignore[union-attr]
 
 
-def _masked(ctx: Context, x: Operand, mask: Operand, values: Operand) -> Operand:
-    """x[mask] = a number (or what is the same for each place)."""
-    behind = x.shape[len(mask.shape) :]
-    if math.prod(values.shape[: len(values.shape) - len(behind)]) != 1:
+def _masked(ctx: Context, x: Operand, axis: int, mask: Operand, values: Operand, accumulate: bool) -> Operand:
+    """x[.., mask, ..] = a number (or what is the same for each place), or plus it."""
+    behind = len(x.shape) - axis - len(mask.shape)
+    shape = (1,) * (axis + 1 + behind - len(values.shape)) + values.shape
+    if shape[axis] != 1:
         raise ctx.refuse("write of several values to a boolean mask: where each goes would depend on the mask's values")
-    own = values.shape[max(0, len(values.shape) - len(behind)) :]
-    return where(ctx, reshaped(ctx, mask, (*mask.shape, *(1,) * len(behind))), reshaped(ctx, values, own), x)
+    values = reshaped(ctx, values, (*shape[:axis], *(1,) * len(mask.shape), *shape[axis + 1 :]))
+    values = add_operands(ctx, x, values, ops.Add()) if accumulate else values
+    return where(ctx, reshaped(ctx, mask, (*mask.shape, *(1,) * behind)), values, x)
 
 
 def _written(ctx: Context, at: Indexed, values: Operand) -> Operand:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import operator
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 from torchao.quantization.pt2e import quantize_pt2e as _registers_quantized_decomposed  # noqa: F401
 
-from tosaic.errors import GraphError, UnsupportedError, is_library
+from tosaic.errors import GraphError, UnsupportedError, line_of
 from tosaic.lower.context import NCHW, NHWC, Context
 from tosaic.lower.halves import brought, finished, float_type, rounds_once
 from tosaic.lower.ledger import LedgerRow, entry
@@ -207,7 +206,7 @@ class _Walk:
             elif node.target in DEQUANTIZE:
                 self.results[node] = self._dequantize(node)
             elif node.target is operator.getitem:
-                self.results[node] = self.results[node.args[0]][node.args[1]]
+                self.results[node] = _part(node, self.results[node.args[0]])
                 self._note(node, self.results[node])
             elif (folded := self._fold(node)) is not None:
                 self.results[node] = folded
@@ -330,6 +329,14 @@ class _Walk:
         return Operand(array=_array(result))
 
 
+def _part(node: Node, parts: tuple[Operand, ...]) -> Operand:
+    """One of several results."""
+    producer, position = node.args
+    if position >= len(parts):
+        raise UnsupportedError(f"{producer.target}: its result number {position} is not computed")  # type: ignore[union-attr]
+    return parts[position]
+
+
 def _array(tensor: torch.Tensor) -> np.ndarray:
     tensor = tensor.detach().cpu()
     if tensor.dtype is torch.bfloat16:  # numpy has no such type; ml_dtypes does
@@ -395,16 +402,12 @@ def _floating(node: Node) -> DType:
     return float_type(node.meta.get("val"), [n.meta.get("val") for n in node.all_input_nodes])
 
 
-_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
-
-
 def location_of(node: Node) -> Location:
     """aten operator, module path, and the user's line (the innermost outside torch)."""
     stack = node.meta.get("nn_module_stack") or {}
     path = next((p for p, _ in reversed(list(stack.values()))), "")
-    frames = reversed(_FRAME.findall(node.meta.get("stack_trace") or ""))
-    source = next((f"{_short(file, os.getcwd())}:{line}" for file, line in frames if not is_library(file)), "")
-    return Location(str(node.target), path, source)
+    line = line_of(node.meta.get("stack_trace"))
+    return Location(str(node.target), path, f"{_short(line[0], os.getcwd())}:{line[1]}" if line else "")
 
 
 @functools.cache

@@ -150,6 +150,7 @@ class TosaQuantizer(Quantizer):
             return self._choose(model, node.args[0])
         rule = RULES.get(node.target)
         value = node.meta.get("val")
+        value = value[0] if isinstance(value, list | tuple) else value  # sorted values, and their places
         if rule is None:
             return Chosen(None, None, "no quantization rule")
         if isinstance(value, torch.Tensor) and not value.is_floating_point() and rule.kind not in _NO_NUMBER:
