@@ -15,6 +15,7 @@ aten = torch.ops.aten
 WHERE, NORM = aten.where.self, aten.linalg_vector_norm.default
 MAX_2D, MAX_3D = aten.max_pool2d_with_indices.default, aten.max_pool3d_with_indices.default
 CUMMAX, CUMMIN, BAGS = aten.cummax.default, aten.cummin.default, aten.embedding.default
+BAG: dict[str, Any] = {"equal_at_16": 0.4}  # a product: 48-bit accumulators take 16-bit multipliers
 _HITS = ([0, 2, 0], [1, 3, 3], [4, 4, 4])
 
 
@@ -44,10 +45,10 @@ MEETING = (
         "index_put_written_to_zeros", aten.index_put.default, lambda i: put(torch.zeros(3, 9), (at(0, 1, 2), i), at(1.0)), (3,), span=(0, 8)
     ),
     *(
-        layer(f"bag_{mode}", BAGS, lambda mode=mode: nn.EmbeddingBag(20, 16, mode=mode), (3, 4), span=(0, 19), dtypes=(torch.int64,))
+        layer(f"bag_{mode}", BAGS, lambda mode=mode: nn.EmbeddingBag(20, 16, mode=mode), (3, 4), span=(0, 19), dtypes=(torch.int64,), **BAG)
         for mode in ("sum", "mean", "max")
     ),
-    computed("bag_offsets", BAGS, lambda i, w: F.embedding_bag(i, w, at(0, 2, 2), mode="mean"), (6,), (9, 8), below=9),
+    computed("bag_offsets", BAGS, lambda i, w: F.embedding_bag(i, w, at(0, 2, 2), mode="mean"), (6,), (9, 8), below=9, **BAG),
 )
 
 
