@@ -126,7 +126,7 @@ WRITING = (
     function("index_put_one_row", PUT, lambda a, b: put(a, (at(3, 0),), b), (4, 9), (9,)),
     function("index_put_pairs", PUT, lambda a, b: put(a, (at(3, 0, 3), at(1, -1, 1)), b), (4, 9, 2), (3, 2)),
     function("index_put_apart", PUT, lambda a, b: put(a, (at(3, 0), None, at(1, -1)), b), (4, 5, 6), (2, 5)),
-    function("index_put_sum", PUT, lambda a, b: put(a, (at(3, 0),), b, True), (4, 9), (2, 9)),
+    function("index_put_sum", aten.linear.default, lambda a, b: put(a, (at(3, 0),), b, True), (4, 9), (2, 9)),
     function("index_number", PUT, lambda a: written(a, (slice(None), at(-1, 0)), 0.5), (4, 9)),
     function("index_masked", PUT, lambda a: written(a, a > 0.5, -0.25), (4, 9)),
     function("index_masked_rows", PUT, lambda a, b: written(a, at(True, False, True, False), b), (4, 9), (9,)),
