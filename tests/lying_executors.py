@@ -19,9 +19,9 @@ import numpy as np
 from tosaic.emit.read import read_tosa, read_vgf
 from tosaic.execute.handlers import HANDLERS, Kernel
 from tosaic.execute.simulator import Simulator
-from tosaic.execute.vulkan import FORMATS
 from tosaic.execute.worker import serve
 from tosaic.tosa import ops
+from tosaic.tosa.container import DTYPES
 from tosaic.tosa.graph import Graph
 
 HONEST = dict(HANDLERS)
@@ -62,7 +62,7 @@ def reference(tosa: bytes, inputs: list[np.ndarray]) -> list[bytes]:
 
 
 def vulkan(key: tuple[Any, ...], inputs: list[Any], outputs: list[Any], raw: list[bytes]) -> list[bytes]:
-    arrays = [np.frombuffer(data, FORMATS[format_][0]).reshape(shape) for data, (_, _, format_, shape) in zip(raw, inputs, strict=True)]
+    arrays = [np.frombuffer(data, DTYPES[format_].numpy).reshape(shape) for data, (_, _, format_, shape) in zip(raw, inputs, strict=True)]
     return run(read_vgf(key[0]), arrays)
 
 

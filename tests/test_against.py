@@ -159,10 +159,10 @@ def test_other_interfaces_are_refused(artifact: Artifact) -> None:
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("files")
     artifact = tosaic.compile(tosaic.quantize(*net(), data().split(1)))
-    artifact.save(folder / "net.tosa")
-    changed(artifact, "CONV2D", 1)[0].save(folder / "other.tosa")
+    artifact.save(folder / "net.vgf")
+    changed(artifact, "CONV2D", 1)[0].save(folder / "other.vgf")
     np.save(folder / "x.npy", data().numpy())
-    return folder / "net.tosa"
+    return folder / "net.vgf"
 
 
 def cli(*arguments: Any) -> Any:
@@ -176,19 +176,19 @@ def test_the_command_against_a_model(file: Path) -> None:
     assert "on 4 samples" in last[0] and "worst first" in last[0]
     [own] = [line for line in last if line.startswith("the largest error of its own")]
     assert "third" in own and "test_against.py" in own
-    verified = json.loads(file.with_name("net.tosa.json").read_text())["verified"]["against"]
+    verified = json.loads(file.with_name("net.json").read_text())["verified"]["against"]
     assert verified["model"].endswith("altered") and verified["sqnr_db"]["output"] > 10 and "third" in verified["weakest"]["location"]
     assert "random inputs" in cli("verify", file, "--against", f"{__file__}:net").stdout
 
 
 def test_the_command_against_a_file(file: Path) -> None:
-    result = cli("verify", file, "--against", file.with_name("other.tosa"), "--input", file.with_name("x.npy"))
+    result = cli("verify", file, "--against", file.with_name("other.vgf"), "--input", file.with_name("x.npy"))
     assert result.exit_code == 1
     found = result.stdout.partition("the first that differs:")[2]
     assert "convolution_1" in found and "second" in found and "at [" in found
     result = cli("verify", file, "--against", file)
     assert result.exit_code == 0 and "equal in all 6 values" in result.stdout and "0 differ" in result.stdout
-    assert json.loads(file.with_name("net.tosa.json").read_text())["verified"]["against"]["outputs"] == "equal"
+    assert json.loads(file.with_name("net.json").read_text())["verified"]["against"]["outputs"] == "equal"
 
 
 def test_the_command_against_nothing_known(file: Path) -> None:

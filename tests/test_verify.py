@@ -114,6 +114,16 @@ def test_what_the_outputs_hide_is_found_operator_by_operator(quantized: Artifact
     assert artifact.verify(on=["reference"], each=True).agrees
 
 
+def test_what_an_executor_cannot_show_is_named_with_what_reads_it(lies: Lie) -> None:
+    """The reference model computes int48 accumulators, but neither gives nor takes them."""
+    artifact = tosaic.compile(tosaic.quantize(Net().eval(), data()[0], data(), "16a8w"))
+    assert artifact.verify(on=["reference"], each=True).agrees
+    lies(operator="CONV2D", by=1 << 28)
+    [_, check] = artifact.verify(on=["reference"]).checks
+    first = next(node for node in artifact.graph.nodes if node.op.NAME == "CONV2D")
+    assert check.first is not None and check.first.together == (first,) and check.first.operators.startswith("CONV2D+RESCALE")
+
+
 def test_an_operator_that_an_executor_refuses_is_named(quantized: Artifact, lies: Lie) -> None:
     artifact = Artifact(quantized.graph, quantized.passport)
     lies(operator="REDUCE_MAX", refuses=True)

@@ -15,7 +15,9 @@ from tosaic.emit.flatbuffer import serialize
 from tosaic.emit.vgf import write_vgf
 from tosaic.errors import ExecuteError
 from tosaic.execute.reference import Reference
+from tosaic.tosa.container import FORMATS
 from tosaic.tosa.graph import Graph
+from tosaic.tosa.types import DType
 
 EXECUTORS = ("simulator", "reference", "vulkan")
 TITLES = {"simulator": "the simulator", "reference": "the reference model", "vulkan": "Vulkan"}
@@ -42,6 +44,17 @@ def missing(on: str) -> str | None:
     from tosaic.execute.vulkan import available
 
     return available()
+
+
+def shows(on: str, dtype: DType) -> bool:
+    """Whether an executor takes and gives tensors of a type, and does not only compute with them."""
+    if on == "reference":
+        return dtype is not DType.INT48  # its Python binding has no form for it
+    if on == "vulkan":
+        from tosaic.execute.vulkan import FORMATS as held
+
+        return FORMATS[dtype] in held
+    return True
 
 
 def description(on: str) -> str:

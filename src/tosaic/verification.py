@@ -11,7 +11,7 @@ import numpy as np
 
 from tosaic.errors import TosaicError
 from tosaic.execute.compare import TOLERANCE, TOLERANCE_OF_HALVES, Difference, difference, merged
-from tosaic.executors import EXECUTORS, description, missing, prepare
+from tosaic.executors import EXECUTORS, description, missing, prepare, shows
 from tosaic.tosa import ops
 from tosaic.tosa.graph import Graph, Value
 from tosaic.tosa.types import DType
@@ -79,7 +79,7 @@ class Verification:
             if check.executor != "simulator" and check.verdict != MISSING:
                 found[check.executor] = check.verdict
                 if check.first is not None:
-                    found[f"{check.executor}_first"] = f"{check.first.node.op.NAME} %{check.first.value.name}"
+                    found[f"{check.executor}_first"] = f"{check.first.operators} %{check.first.value.name}"
         return found
 
 
@@ -180,11 +180,14 @@ def _first(
     def at(done: int) -> None:
         progress(f"looking for the operator that differs on {executor}", done, len(graph.nodes))
 
-    finding = first_difference(graph, sample, run, tolerance, at)
+    def shown(value: Value) -> bool:
+        return shows(executor, value.dtype)
+
+    finding = first_difference(graph, sample, run, tolerance, shown, at)
     if finding is not None or output is None:
         return finding
     progress(f"looking for the operators that differ together on {executor}", 0, 0)
-    return first_prefix(graph, output, sample, run, tolerance)
+    return first_prefix(graph, output, sample, run, tolerance, shown)
 
 
 def _has_floats(graph: Graph) -> bool:

@@ -71,6 +71,9 @@ def _first(artifact: Artifact, check: Check) -> None:
     console = stdout()
     console.print(f"\n{how} on {check.executor}:")
     rows = [("operator", f"{node.op.NAME}({operands})"), ("result", f"%{finding.value.name}: {finding.value.type}")]
+    if finding.together:
+        unseen = " and ".join(n.op.NAME for n in finding.together)
+        rows += [("or before it", f"{unseen}, of whose result {check.executor} shows nothing")]
     rows += [("in the model", artifact.location(node) or "not known: the file has no locations")]
     if finding.difference is None:
         rows += [("failure", finding.failure)]

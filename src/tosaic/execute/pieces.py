@@ -7,7 +7,7 @@ so that an operator that is wrong is wrong by itself, and nothing before it can 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from tosaic.execute.compare import Difference, difference
 from tosaic.execute.simulator import evaluate
 from tosaic.tosa.graph import Graph, Node, Value
 
+Shows = Callable[[Value], bool]
 Run = Callable[[Graph, Sequence[np.ndarray]], list[np.ndarray]]
 NODES, BYTES = 24, 1 << 28  # of one piece
 
@@ -38,6 +39,12 @@ class Finding:
     difference: Difference | None
     failure: str = ""
     alone: bool = True
+    together: tuple[Node, ...] = ()
+
+    @property
+    def operators(self) -> str:
+        """What the operator is called, with those that it may be instead."""
+        return "+".join(node.op.NAME for node in (*self.together, self.node))
 
 
 def cut(nodes: Sequence[Node], outputs: Sequence[Value] | None = None) -> Graph:
@@ -52,7 +59,12 @@ def cut(nodes: Sequence[Node], outputs: Sequence[Value] | None = None) -> Graph:
 
 
 def first_difference(
-    graph: Graph, inputs: Sequence[np.ndarray], run: Run, tolerance: float | None = None, progress: Callable[[int], None] | None = None
+    graph: Graph,
+    inputs: Sequence[np.ndarray],
+    run: Run,
+    tolerance: float | None = None,
+    shows: Shows = lambda value: True,
+    progress: Callable[[int], None] | None = None,
 ) -> Finding | None:
     """The first operator that `run` computes differently from the simulator when given the same inputs; None if there is none.
 
@@ -60,56 +72,81 @@ def first_difference(
         inputs: of the graph, with its own types.
         run: an executor: runs any graph.
         tolerance: of floats, see `compare.difference`.
+        shows: whether the executor can take and give a value; operators between which one stands that it cannot stay together.
         progress: called with the number of operators that are done.
     """
     values: dict[Value, np.ndarray] = dict(zip(graph.inputs, inputs, strict=True))
     last = {value: i for i, node in enumerate(graph.nodes) for value in node.inputs}
     done = 0
-    for nodes in _pieces(graph):
-        piece = cut(nodes)
-        given = [values[v] for v in piece.inputs]
-        expected = evaluate(piece, given)
-        if (finding := _compared(piece, given, expected, run, tolerance)) is not None:
+    for steps in _pieces(graph, shows):
+        nodes = [node for step in steps for node in step]
+        found = cut(nodes)
+        values |= zip(found.outputs, evaluate(found, [values[v] for v in found.inputs]), strict=True)
+        if (finding := _compared(steps, values, run, tolerance, shows)) is not None:
             return finding
         done += len(nodes)
-        values |= zip(piece.outputs, expected, strict=True)
         values = {v: array for v, array in values.items() if last.get(v, -1) >= done}
         if progress is not None:
             progress(done)
     return None
 
 
-def _pieces(graph: Graph) -> Iterator[list[Node]]:
-    nodes: list[Node] = []
-    size = 0
-    for node in graph.nodes:
-        nbytes = sum(v.type.size * v.dtype.numpy.itemsize for v in node.outputs)
-        if nodes and (len(nodes) == NODES or size + nbytes > BYTES):
-            yield nodes
-            nodes, size = [], 0
-        nodes.append(node)
-        size += nbytes
-    if nodes:
-        yield nodes
+_Step = list[Node]  # operators that stay together
 
 
-def _compared(piece: Graph, given: list[np.ndarray], expected: list[np.ndarray], run: Run, tolerance: float | None) -> Finding | None:
+def _pieces(graph: Graph, shows: Shows) -> Iterator[list[_Step]]:
+    steps: list[_Step] = []
+    count = size = 0
+    for step in _steps(graph, shows):
+        nbytes = sum(v.type.size * v.dtype.numpy.itemsize for node in step for v in node.outputs)
+        if steps and (count + len(step) > NODES or size + nbytes > BYTES):
+            yield steps
+            steps, count, size = [], 0, 0
+        steps.append(step)
+        count, size = count + len(step), size + nbytes
+    if steps:
+        yield steps
+
+
+def _steps(graph: Graph, shows: Shows) -> Iterator[_Step]:
+    """The operators in order, those together between which a value stands that cannot be shown."""
+    last = {value: i for i, node in enumerate(graph.nodes) for value in node.inputs}
+    step: _Step = []
+    end = 0
+    for i, node in enumerate(graph.nodes):
+        step.append(node)
+        end = max(end, i, *(last.get(v, i) for v in node.outputs if not shows(v)))
+        if end == i:
+            yield step
+            step = []
+
+
+def _compared(steps: list[_Step], values: dict[Value, np.ndarray], run: Run, tolerance: float | None, shows: Shows) -> Finding | None:
     """What is wrong with a piece; where the executor fails, in the first half that it fails on."""
-    try:
-        found = run(piece, given)
-    except TosaicError as error:
-        if len(piece.nodes) == 1:
-            return Finding(piece.nodes[0], piece.outputs[0], None, error.what)
-        values = dict(zip((*piece.inputs, *piece.outputs), (*given, *expected), strict=True))
-        middle = len(piece.nodes) // 2
-        for nodes in (piece.nodes[:middle], piece.nodes[middle:]):
-            half = cut(nodes)
-            finding = _compared(half, [values[v] for v in half.inputs], [values[v] for v in half.outputs], run, tolerance)
-            if finding is not None:
-                return finding
+    nodes = [node for step in steps for node in step]
+    made = [v for node in nodes for v in node.outputs]
+    piece = cut(nodes, [v for v in made if shows(v)])
+    if not piece.outputs:
         return None
-    makers = {value: node for node in piece.nodes for value in node.outputs}
-    return _first_wrong(makers, piece.outputs, expected, found, tolerance)
+    try:
+        found = run(piece, [values[v] for v in piece.inputs])
+    except TosaicError as error:
+        if len(steps) == 1:
+            return Finding(nodes[-1], piece.outputs[0], None, error.what, together=tuple(nodes[:-1]))
+        middle = len(steps) // 2
+        halves = (_compared(half, values, run, tolerance, shows) for half in (steps[:middle], steps[middle:]))
+        return next((finding for finding in halves if finding is not None), None)
+    makers = {value: node for node in nodes for value in node.outputs}
+    finding = _first_wrong(makers, piece.outputs, [values[v] for v in piece.outputs], found, tolerance)
+    if finding is None:
+        return None
+    return replace(finding, together=_unseen(finding.node, makers, shows))
+
+
+def _unseen(node: Node, makers: dict[Value, Node], shows: Shows) -> tuple[Node, ...]:
+    """The operators whose results only `node` saw, as they cannot be shown."""
+    unseen = [makers[v] for v in node.inputs if v in makers and not shows(v)]
+    return tuple(dict.fromkeys(n for before in unseen for n in (*_unseen(before, makers, shows), before)))
 
 
 def _first_wrong(
@@ -127,7 +164,14 @@ def _first_wrong(
     return None
 
 
-def first_prefix(graph: Graph, output: Value, inputs: Sequence[np.ndarray], run: Run, tolerance: float | None = None) -> Finding | None:
+def first_prefix(
+    graph: Graph,
+    output: Value,
+    inputs: Sequence[np.ndarray],
+    run: Run,
+    tolerance: float | None = None,
+    shows: Shows = lambda value: True,
+) -> Finding | None:
     """The shortest part from the graph's inputs on whose result differs, by bisection; None where not even `output` does.
 
     For differences that no operator shows by itself. Bisection takes it that what is wrong stays wrong; where it does not, some
@@ -135,6 +179,7 @@ def first_prefix(graph: Graph, output: Value, inputs: Sequence[np.ndarray], run:
 
     Args:
         output: a value of the graph that was seen to differ.
+        tolerance, shows: see `first_difference`.
     """
     given = dict(zip(graph.inputs, inputs, strict=True))
 
@@ -153,10 +198,11 @@ def first_prefix(graph: Graph, output: Value, inputs: Sequence[np.ndarray], run:
         return None
     nodes = _reaching(graph.nodes[: end + 1]).nodes
     finding = at(nodes)
-    good, bad = -1, len(nodes) - 1
+    ends = [i + 1 for i, node in enumerate(nodes) if all(map(shows, node.outputs))]
+    good, bad = -1, len(ends) - 1
     while finding is not None and bad - good > 1:
         middle = (good + bad) // 2
-        earlier = at(nodes[: middle + 1])
+        earlier = at(nodes[: ends[middle]])
         good, bad, finding = (middle, bad, finding) if earlier is None else (good, middle, earlier)
     return finding
 
