@@ -21,6 +21,8 @@ _ENUMS: dict[Any, Any] = _DTYPE | {
     ops.Rounding.INEXACT: ts.RoundingMode.INEXACT_ROUND,
     ops.ResizeMode.NEAREST: ts.ResizeMode.NEAREST,
     ops.ResizeMode.BILINEAR: ts.ResizeMode.BILINEAR,
+    ops.NanMode.PROPAGATE: ts.NanPropagationMode.PROPAGATE,
+    ops.NanMode.IGNORE: ts.NanPropagationMode.IGNORE,
 }
 
 
@@ -109,7 +111,7 @@ def _none(kind: str) -> ts.TosaSerializerAttribute:
 
 def _attributes(op: ops.Op, said: Statement) -> ts.TosaSerializerAttribute:
     """The attribute table, whose fields the serializer takes by position."""
-    fields = {name: _field(name, value) for name, value in said.attributes.items()}
+    fields = {name: _field(value) for name, value in said.attributes.items()}
     if "acc_type" in fields:
         fields["acc_type"] = fields.pop("acc_type")  # stands last here
     attribute = ts.TosaSerializerAttribute()
@@ -117,9 +119,7 @@ def _attributes(op: ops.Op, said: Statement) -> ts.TosaSerializerAttribute:
     return attribute
 
 
-def _field(name: str, value: Any) -> Any:
-    if name == "nan_mode":
-        return ts.NanPropagationMode(value)
+def _field(value: Any) -> Any:
     if isinstance(value, Constant):  # limits are bytes of the operand's type
         return list(value.data.tobytes())
     return _ENUMS[value] if isinstance(value, enum.Enum) else value

@@ -68,18 +68,17 @@ for _layout, _names in (
 # fmt: on
 
 # names in files -> our fields, and what our operators do not hold because types and values settle it
-_FIELD = {"out_pad": "pad", "min_val": "min", "max_val": "max", "rounding_mode": "rounding"}
-_NOT_HELD = {"acc_type", "scale32", "nan_mode"}
+_FIELD = {"out_pad": "pad", "min_val": "min", "max_val": "max", "rounding_mode": "rounding", "acc_type": "acc"}
+_NOT_HELD = {"scale32"}
 # numbers of the specification's enumerations (both file forms use them)
 _ENUMS: dict[str, dict[int, Any]] = {
     "Rounding": {1: ops.Rounding.SINGLE, 2: ops.Rounding.INEXACT, 3: ops.Rounding.DOUBLE},
     "ResizeMode": {1: ops.ResizeMode.NEAREST, 2: ops.ResizeMode.BILINEAR},
+    "NanMode": {1: ops.NanMode.PROPAGATE, 2: ops.NanMode.IGNORE},
 }
-_PROPAGATE = 1
-# numbers of enumerations in SPIR-V; an accumulator is stated by its type
-ENUM_NUMBERS: dict[Any, int] = {DType.INT32: 1, DType.FP16: 2, DType.FP32: 3, DType.INT48: 4} | {
-    member: number for members in _ENUMS.values() for number, member in members.items()
-}
+# acc_type in SPIR-V; a TOSA flatbuffer has its numbers of all types there
+ACCUMULATORS = {1: DType.INT32, 2: DType.FP16, 3: DType.FP32, 4: DType.INT48}
+ENUM_NUMBERS: dict[Any, int] = {member: number for members in (ACCUMULATORS, *_ENUMS.values()) for number, member in members.items()}
 _SHAPES = {"padding", "start", "size", "multiples", "scale", "offset", "border"}
 
 
@@ -126,19 +125,9 @@ def statement(node: Node) -> Statement:
 
 def _attribute(name: str, node: Node) -> Any:
     if name == "acc_type":
-        return _accumulator(node)
-    if name == "nan_mode":
-        return _PROPAGATE
+        return node.op.accumulator(node.inputs[0].dtype)  # type: ignore[attr-defined]
     value = getattr(node.op, _FIELD.get(name, name))
     return _constant([value], node.inputs[0].dtype) if name in ("min_val", "max_val") else value
-
-
-def _accumulator(node: Node) -> DType:
-    """f32 for floats (f16 and bf16 convolutions accumulate in f32), f16 for those of 8 bits; averages of integers in i32."""
-    dtype = node.inputs[0].dtype
-    if dtype.is_float:
-        return DType.FP16 if dtype in ops.FP8 else DType.FP32
-    return DType.INT32 if isinstance(node.op, ops.AvgPool2d) else ops.ACCUMULATOR[dtype]
 
 
 def _constant_operand(kind: str, node: Node) -> Constant:
@@ -178,7 +167,7 @@ def operator(
     """Emit the operator that a file states.
 
     Args:
-        attributes: numbers, or sequences of them, by the names in `LAYOUT`.
+        attributes: numbers, or sequences of them, by the names in `LAYOUT`; `acc_type` is a DType.
         results: the types that the file gives to the results.
         outputs: names of the results.
 
@@ -199,8 +188,6 @@ def operator(
         else:
             fields[kind] = operand.data
     _complete(name, fields, tensors, results[0])
-    if attributes.get("nan_mode", _PROPAGATE) != _PROPAGATE and tensors[0].dtype.is_float:
-        raise InputError(f"{name}: nan_mode IGNORE is not supported")
     try:
         with builder.at(outputs[0], location):
             values = builder.emit_all(_make(name, fields), *tensors, names=outputs)
@@ -225,6 +212,10 @@ def _complete(name: str, fields: dict[str, Any], tensors: list[Value], result: T
     """What the files leave to the types, and the sign of unsigned zero points."""
     if name in ("CAST", "RESCALE"):
         fields["dtype"] = result.dtype
+    if name == "MATMUL":
+        fields["acc"] = result.dtype
+    if "acc" in fields and fields["acc"] is ops.BY_NAME[name].usual(tensors[0].dtype):  # type: ignore[attr-defined]
+        fields["acc"] = None
     if name == "RESHAPE":
         fields["shape"] = result.shape
     if name == "TRANSPOSE_CONV2D":
@@ -242,7 +233,7 @@ def _make(name: str, fields: Mapping[str, Any]) -> ops.Op:
 
 
 def _convert(kind: str, value: Any) -> Any:
-    if isinstance(value, DType):
+    if value is None or isinstance(value, DType):
         return value
     if kind.startswith("tuple"):
         return tuple(int(v) for v in np.ravel(value))

@@ -155,9 +155,18 @@ def _tosa(data: bytes, name: str) -> Graph:
     file = TosaGraph.GetRootAs(data)
     if (version := file.Version()) is None or version._Major() != 1:
         raise InputError("only TOSA 1.x is supported")
-    if file.RegionsLength() != 1 or file.Regions(0).BlocksLength() != 1:
-        raise InputError("a graph with control flow is not supported")
-    return _TosaBlock(file.Regions(0).Blocks(0), data, name).graph()
+    if file.RegionsLength() == 0 or file.Regions(0).BlocksLength() == 0:
+        raise InputError("the file has no graph")
+    block = _TosaBlock(file.Regions(0).Blocks(0), data, name)  # other blocks are bodies of control flow, which `graph` refuses
+    return block.graph()
+
+
+# what TOSA has, and a graph of values has not; a .vgf cannot hold it either
+_BEYOND = {
+    **dict.fromkeys(("COND_IF", "WHILE_LOOP"), "graphs here have no control flow"),
+    **dict.fromkeys(("VARIABLE", "VARIABLE_READ", "VARIABLE_WRITE"), "graphs here keep nothing from one run to the next"),
+    "CUSTOM": "only its maker knows what it computes",
+}
 
 
 class _TosaBlock:
@@ -193,6 +202,10 @@ class _TosaBlock:
 
     def _node(self, node: Any) -> None:
         kind, names = self.op_names[node.Op()], [node.Outputs(i).decode() for i in range(node.OutputsLength())]
+        if kind not in (*LAYOUT, "CONST", "CONST_SHAPE"):
+            raise InputError(f"operator {kind} is not supported" + (f": {_BEYOND[kind]}" if kind in _BEYOND else ""))
+        if not names:
+            raise InputError(f"operator {kind} has no result")
         for name in names:
             if name in self.values or names.count(name) > 1:
                 raise InputError(f"'{name}' is written twice")
@@ -203,8 +216,6 @@ class _TosaBlock:
         elif kind == "CONST_SHAPE":
             numbers = np.frombuffer(bytes(self.shapes[name].DataAsNumpy() if self.shapes[name].DataLength() else b""), "<i8")
             self.values[name] = Constant(TensorType(DType.INT32, (len(numbers),)), numbers)
-        elif kind not in LAYOUT:
-            raise InputError(f"operator {kind} is not supported")
         else:
             operands = [self.values[node.Inputs(i).decode()] for i in range(node.InputsLength())]
             attributes = self._attributes(node, kind, operands)
@@ -224,6 +235,8 @@ class _TosaBlock:
         table = getattr(importlib.import_module(f"tosa.{class_name}"), class_name)()
         table.Init(node.Attribute().Bytes, node.Attribute().Pos)
         result = {name: _field(table, name) for name in names}
+        if "acc_type" in result:
+            result["acc_type"] = DType[self.dtypes[result["acc_type"]]]
         if kind == "CLAMP":  # limits are bytes of the operand's type
             dtype = operands[0].type.dtype.numpy
             for key in ("min_val", "max_val"):

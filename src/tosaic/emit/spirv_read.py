@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tosaic.emit import spirv_facts as facts
-from tosaic.emit.layout import LAYOUT, Constant, operator
+from tosaic.emit.layout import ACCUMULATORS, LAYOUT, Constant, operator
 from tosaic.emit.spirv_facts import Code
 from tosaic.errors import InputError
 from tosaic.tosa.graph import Builder, Location, Value
@@ -275,7 +275,10 @@ class Module:
         missing = [i for i in attributes if known[i] is None] + [i for i in tensors if i not in values]
         if missing or len(attributes) < len(names):
             raise InputError(f"{name}: " + (f"%{missing[0]} is not defined before its use" if missing else "too few operands"))
-        return {key: known[i] for key, i in zip(names, attributes, strict=True)}, [values[i] for i in tensors]
+        fields = {key: known[i] for key, i in zip(names, attributes, strict=True)}
+        if "acc_type" in fields:
+            fields["acc_type"] = ACCUMULATORS[fields["acc_type"]]
+        return fields, [values[i] for i in tensors]
 
 
 def _value(builder: Builder, values: Mapping[int, Value | Constant], result: int) -> Value:

@@ -266,7 +266,7 @@ def _finished(total: torch.Tensor, op: ops.Op) -> torch.Tensor:
 def conv(node: Node) -> Kernel:
     if node.inputs[0].dtype.is_integer:
         return _Int8(node) if _Int8.takes(node) else _Float(node)
-    if node.inputs[0].dtype in ops.FP8:
+    if node.op.accumulator(node.inputs[0].dtype) is DType.FP16:
         return short_floats.convolution(node)
     convolve, arrange, pad = _torch(node.op)
     return _of_floats(node, convolve, lambda w: arrange(w.movedim(-1, 1)), pad)
@@ -276,7 +276,7 @@ def conv(node: Node) -> Kernel:
 def depthwise(node: Node) -> Kernel:
     if node.inputs[0].dtype.is_integer:
         return _Depthwise(node)
-    if node.inputs[0].dtype in ops.FP8:
+    if node.op.accumulator(node.inputs[0].dtype) is DType.FP16:
         return short_floats.depthwise(node)
     op, channels = node.op, node.inputs[0].shape[-1]
 

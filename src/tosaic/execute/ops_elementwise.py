@@ -42,6 +42,11 @@ def _threaded(function: Callable[..., torch.Tensor]) -> Callable[..., np.ndarray
     return lambda *operands: function(*map(as_torch, operands)).numpy()
 
 
+def _by_nan_mode(propagate: Handler, ignore: Handler) -> Handler:
+    """Handler of an operator that has another function for floats when it ignores NaN."""
+    return lambda node: (ignore if node.op.nan_mode is ops.NanMode.IGNORE and node.inputs[0].dtype.is_float else propagate)(node)
+
+
 def _clz(x: np.ndarray) -> np.ndarray:
     # frexp gives the count of significant bits, exactly: 32 bits fit the 53 of f64
     return (32 - np.frexp(x.view(np.uint32).astype(np.float64))[1]).astype(np.int32)
@@ -78,8 +83,8 @@ HANDLERS |= {
     ops.Abs: _mixed(np.abs, torch.abs),
     ops.Add: _mixed(_threaded(torch.add), torch.add),
     ops.Sub: _mixed(_threaded(torch.sub), torch.sub),
-    ops.Maximum: _mixed(_threaded(torch.maximum), torch.maximum),
-    ops.Minimum: _mixed(_threaded(torch.minimum), torch.minimum),
+    ops.Maximum: _by_nan_mode(_mixed(_threaded(torch.maximum), torch.maximum), _float(torch.fmax)),
+    ops.Minimum: _by_nan_mode(_mixed(_threaded(torch.minimum), torch.minimum), _float(torch.fmin)),
     ops.BitwiseNot: _exact(np.bitwise_not),
     ops.BitwiseAnd: _exact(np.bitwise_and),
     ops.BitwiseOr: _exact(np.bitwise_or),
@@ -106,6 +111,8 @@ def clamp(node: Node) -> Kernel:
     low, high = (v.item() if dtype.is_integer else float(v) for v in np.array([op.min, op.max]).astype(dtype.numpy))
     if dtype.is_integer:
         return lambda x: as_torch(x).clamp(low, high).numpy()
+    if op.nan_mode is ops.NanMode.IGNORE:  # NaN is as low as the least
+        return lambda x: from_torch(as_float(x).nan_to_num(low, torch.inf, -torch.inf).clamp(low, high), dtype)
     return lambda x: from_torch(as_float(x).clamp(low, high), dtype)
 
 
@@ -203,8 +210,8 @@ _F32 = {DType.FP16: np.float32, DType.BF16: np.float32}
 HANDLERS |= {
     ops.ReduceAll: _reduce(np.all),
     ops.ReduceAny: _reduce(np.any),
-    ops.ReduceMax: _reduce(np.max, _F32),
-    ops.ReduceMin: _reduce(np.min, _F32),
+    ops.ReduceMax: _by_nan_mode(_reduce(np.max, _F32), _reduce(np.fmax.reduce, _F32)),
+    ops.ReduceMin: _by_nan_mode(_reduce(np.min, _F32), _reduce(np.fmin.reduce, _F32)),
     ops.ReduceProduct: _reduce(np.prod, _F32),
     ops.ReduceSum: _reduce(_sum, _F32),
 }
@@ -213,4 +220,11 @@ HANDLERS |= {
 @handles(ops.ArgMax)
 def argmax(node: Node) -> Kernel:
     axis, wide = node.op.axis, np.float32 if node.inputs[0].dtype.is_float else node.inputs[0].dtype.numpy
+    if wide is np.float32 and node.op.nan_mode is ops.NanMode.IGNORE:  # 0 where all are NaN
+
+        def kernel(x: np.ndarray) -> np.ndarray:
+            x = x.astype(wide, copy=False)
+            return np.argmax(x == np.fmax.reduce(x, axis=axis, keepdims=True), axis=axis).astype(np.int32)
+
+        return kernel
     return lambda x: np.argmax(x.astype(wide, copy=False), axis=axis).astype(np.int32)

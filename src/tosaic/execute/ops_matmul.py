@@ -17,7 +17,7 @@ EXACT_F32 = 1 << 24
 @handles(ops.MatMul)
 def matmul(node: Node) -> Kernel:
     op, a_value, result = node.op, node.inputs[0], node.output
-    if a_value.dtype in ops.FP8:
+    if result.dtype is DType.FP16:
         return short_floats.matmul(node)
     if a_value.dtype.is_float:
         return lambda a, b: from_torch(torch.bmm(as_float(a), as_float(b)), result.dtype)

@@ -8,12 +8,13 @@ from tosaic.execute import kernels, short_floats
 from tosaic.execute.handlers import Kernel, handles, packed
 from tosaic.tosa import ops
 from tosaic.tosa.graph import Node
+from tosaic.tosa.types import DType
 
 
 @handles(ops.AvgPool2d)
 def avg_pool(node: Node) -> Kernel:
     op, dtype, shape = node.op, node.inputs[0].dtype, node.output.shape
-    if dtype in ops.FP8:
+    if op.accumulator(dtype) is DType.FP16:
         return short_floats.avg_pool(node)
 
     def of_integers(x: np.ndarray) -> np.ndarray:
@@ -34,9 +35,17 @@ def max_pool(node: Node) -> Kernel:
     op, dtype, shape = node.op, node.inputs[0].dtype, node.output.shape
     wide = np.dtype(np.float32) if dtype.is_float else dtype.numpy
 
-    def kernel(x: np.ndarray) -> np.ndarray:
-        out = np.empty(shape, wide)
-        kernels.max_pool(packed(x.astype(wide, copy=False)), op.kernel, op.stride, op.pad[::2], out)
-        return out.astype(dtype.numpy, copy=False)
+    def pool(x: np.ndarray) -> np.ndarray:
+        out = np.empty(shape, x.dtype)
+        kernels.max_pool(packed(x), op.kernel, op.stride, op.pad[::2], out)
+        return out
 
-    return kernel
+    def ignoring(x: np.ndarray) -> np.ndarray:
+        x = x.astype(wide, copy=False)
+        numbers = x == x
+        result = pool(np.where(numbers, x, -np.inf).astype(wide, copy=False))
+        return np.where(pool(numbers.view(np.int8)), result, np.nan).astype(dtype.numpy)  # NaN where there is nothing else
+
+    if dtype.is_float and op.nan_mode is ops.NanMode.IGNORE:
+        return ignoring
+    return lambda x: pool(x.astype(wide, copy=False)).astype(dtype.numpy, copy=False)

@@ -1,4 +1,4 @@
-"""Sums of 8-bit floats: each partial sum is f16, so that the order of the specification counts, and is followed here."""
+"""Sums that are kept in f16 (of 8-bit floats always): each partial sum is rounded, so that the order of the specification counts."""
 
 from __future__ import annotations
 

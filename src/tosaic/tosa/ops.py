@@ -48,6 +48,13 @@ class ResizeMode(enum.Enum):
     BILINEAR = "bilinear"
 
 
+class NanMode(enum.Enum):
+    """What a comparison of a NaN with a number gives: the NaN, or the number."""
+
+    PROPAGATE = "propagate"
+    IGNORE = "ignore"
+
+
 @dataclass(frozen=True)
 class Op:
     """Base of all operators."""
@@ -137,10 +144,30 @@ class ArgMax(Op):
     NAME = "ARGMAX"
     SUPPORT = MACS
     axis: int
+    nan_mode: NanMode = NanMode.PROPAGATE
 
     def rule(self, x: TensorType) -> TensorType:
         self.require(0 <= self.axis < x.rank, f"axis {self.axis} is outside {x}")
         return TensorType(I32, x.shape[: self.axis] + x.shape[self.axis + 1 :])
+
+
+class _Sums(Op):
+    """Operators whose sums have a type of their own; of f16 they may be kept in f16 (`acc`) instead of f32."""
+
+    acc: DType | None
+
+    @classmethod
+    def usual(cls, x: DType) -> DType:
+        """The type that sums of `x` are kept in where `acc` says nothing."""
+        return {F16: F32, BF16: F32}.get(x, ACCUMULATOR[x])
+
+    def accumulator(self, x: DType) -> DType:
+        """The type that sums of `x` are kept in."""
+        return self.acc or self.usual(x)
+
+    def _check_sums(self, x: DType) -> None:
+        allowed = self.acc is None or (self.acc is F16 and x is F16)
+        self.require(allowed, f"sums of {x.value} are kept in {self.usual(x).value}, found {self.acc and self.acc.value}")
 
 
 @dataclass(frozen=True)
@@ -169,13 +196,19 @@ class _Pool(Op):
 
 
 @dataclass(frozen=True)
-class AvgPool2d(_Pool):
+class AvgPool2d(_Pool, _Sums):
     NAME = "AVG_POOL2D"
     SUPPORT = MACS
     input_zp: int = 0
     output_zp: int = 0
+    acc: DType | None = None
+
+    @classmethod
+    def usual(cls, x: DType) -> DType:
+        return I32 if x is I16 else super().usual(x)
 
     def rule(self, x: TensorType) -> TensorType:
+        self._check_sums(x.dtype)
         _zero_point(self, "input_zp", self.input_zp, x.dtype)
         _zero_point(self, "output_zp", self.output_zp, x.dtype)
         return super().rule(x)
@@ -185,10 +218,11 @@ class AvgPool2d(_Pool):
 class MaxPool2d(_Pool):
     NAME = "MAX_POOL2D"
     SUPPORT = MACS
+    nan_mode: NanMode = NanMode.PROPAGATE
 
 
 @dataclass(frozen=True)
-class _Conv(Op):
+class _Conv(_Sums):
     ARITY = 3
     SUPPORT = MACS
     stride: tuple[int, ...]
@@ -197,6 +231,7 @@ class _Conv(Op):
     input_zp: int = 0
     weight_zp: int = 0
     local_bound: bool = False  # asks for the precision of a direct sum of floats
+    acc: DType | None = None
 
     def _operands(self, x: TensorType, w: TensorType, b: TensorType, channels: int) -> None:
         weights = {I8: (I8, I4), I16: (I8,)}.get(x.dtype, (x.dtype,))
@@ -205,6 +240,7 @@ class _Conv(Op):
         self.require(b.shape in ((channels,), (1,)), f"bias of {channels} channels has shape {b.shape}")
         _zero_point(self, "input_zp", self.input_zp, x.dtype)
         _zero_point(self, "weight_zp", self.weight_zp, w.dtype)
+        self._check_sums(x.dtype)
 
     def requires(self, *types: TensorType) -> str:
         return "int4" if types[1].dtype is I4 else super().requires(*types)
@@ -293,14 +329,15 @@ class TransposeConv2d(_Conv):
 
 
 @dataclass(frozen=True)
-class MatMul(Op):
-    """[N, H, C] x [N, C, W] -> [N, H, W]."""
+class MatMul(_Sums):
+    """[N, H, C] x [N, C, W] -> [N, H, W], in the type that its sums are kept in."""
 
     NAME = "MATMUL"
     ARITY = 2
     SUPPORT = MACS
     a_zp: int = 0
     b_zp: int = 0
+    acc: DType | None = None
 
     def rule(self, a: TensorType, b: TensorType) -> TensorType:
         _same_dtype(self, a, b)
@@ -308,8 +345,8 @@ class MatMul(Op):
         self.require(a.shape[0] == b.shape[0] and a.shape[2] == b.shape[1], f"shapes do not match: {a}, {b}")
         _zero_point(self, "a_zp", self.a_zp, a.dtype)
         _zero_point(self, "b_zp", self.b_zp, b.dtype)
-        out = {F16: F32, BF16: F32}.get(a.dtype, ACCUMULATOR[a.dtype])
-        return TensorType(out, (a.shape[0], a.shape[1], b.shape[2]))
+        self._check_sums(a.dtype)
+        return TensorType(self.accumulator(a.dtype), (a.shape[0], a.shape[1], b.shape[2]))
 
 
 @dataclass(frozen=True)
@@ -365,6 +402,7 @@ class Clamp(Op):
     SUPPORT = NARROW
     min: int | float
     max: int | float
+    nan_mode: NanMode = NanMode.PROPAGATE
 
     def rule(self, x: TensorType) -> TensorType:
         self.require(self.min <= self.max, f"min {self.min} is above max {self.max}")
@@ -397,6 +435,22 @@ class _Compare(_Binary):
 
     def rule(self, *types: TensorType) -> TensorType:
         return super().rule(*types).with_dtype(B)
+
+
+@dataclass(frozen=True)
+class _Extremum(_Binary):
+    SUPPORT = {I32: "INT"} | FLOATS
+    nan_mode: NanMode = NanMode.PROPAGATE
+
+
+@dataclass(frozen=True)
+class Maximum(_Extremum):
+    NAME = "MAXIMUM"
+
+
+@dataclass(frozen=True)
+class Minimum(_Extremum):
+    NAME = "MINIMUM"
 
 
 @dataclass(frozen=True)
@@ -488,8 +542,6 @@ LogicalNot = _elementwise(Op, "LOGICAL_NOT", "LogicalNot", BOOLS)
 Identity = _elementwise(Op, "IDENTITY", "Identity", STORED)
 Add = _elementwise(_Binary, "ADD", "Add", ARITHMETIC)
 Sub = _elementwise(_Binary, "SUB", "Sub", ARITHMETIC)
-Maximum = _elementwise(_Binary, "MAXIMUM", "Maximum", {I32: "INT"} | FLOATS)
-Minimum = _elementwise(_Binary, "MINIMUM", "Minimum", {I32: "INT"} | FLOATS)
 Pow = _elementwise(_Binary, "POW", "Pow", FLOATS)
 IntDiv = _elementwise(_Binary, "INTDIV", "IntDiv", {I32: "INT|FP"})
 BitwiseAnd = _elementwise(_Binary, "BITWISE_AND", "BitwiseAnd", INTS)
@@ -533,12 +585,14 @@ class ReduceAny(_Reduce):
 class ReduceMax(_Reduce):
     NAME = "REDUCE_MAX"
     SUPPORT = INTS | FLOATS
+    nan_mode: NanMode = NanMode.PROPAGATE
 
 
 @dataclass(frozen=True)
 class ReduceMin(_Reduce):
     NAME = "REDUCE_MIN"
     SUPPORT = INTS | FLOATS
+    nan_mode: NanMode = NanMode.PROPAGATE
 
 
 @dataclass(frozen=True)

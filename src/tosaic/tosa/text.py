@@ -129,7 +129,7 @@ def _op(name: str, attributes: str) -> ops.Op:
     values: dict[str, object] = {}
     for item in attributes.split():
         key, _, text = item.partition("=")
-        enums = {"DType": DType, "Rounding": ops.Rounding, "ResizeMode": ops.ResizeMode}
-        kind = enums.get(str(kinds[key]))
+        enums = {"DType": DType, "Rounding": ops.Rounding, "ResizeMode": ops.ResizeMode, "NanMode": ops.NanMode}
+        kind = enums.get(str(kinds[key]).removesuffix(" | None"))
         values[key] = kind(text) if kind else ast.literal_eval(text)
     return cls(**values)
