@@ -563,7 +563,7 @@ SCRIPTS = {
     "silent": ("exit 0", "wrote no file"),
     "empty": ('while [ "$1" != --output ]; do shift; done; : > "$2"', "wrote no file"),
     "garbage": ('while [ "$1" != --output ]; do shift; done; echo nonsense > "$2"', "wrote no usable file"),
-    "crashing": ("kill -SEGV $$", "exit code -11"),
+    "crashing": ("kill -SEGV $$", "was stopped by SIGSEGV"),
 }
 
 
@@ -592,15 +592,6 @@ def test_a_missing_converter_says_how_to_get_it(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(EmitError, match="pip install ai-ml-sdk-model-converter"):
         write_vgf(conv(), tmp_path / "g.vgf", emitter="converter")
-
-
-def test_a_slow_converter_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = tmp_path / "model-converter"
-    program.write_text("#!/bin/sh\nexec sleep 60\n")
-    program.chmod(0o755)
-    monkeypatch.setattr(converter, "TIME_LIMIT", 0.2)
-    with pytest.raises(EmitError, match=r"did not finish within 0\.2 s"):
-        write_vgf(conv(), tmp_path / "g.vgf", emitter="converter", converter=str(program))
 
 
 def test_atomic_write_keeps_the_old_file_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

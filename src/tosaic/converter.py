@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 
 from tosaic.errors import EmitError
+from tosaic.processes import Limits
 
-TIME_LIMIT = 600  # seconds; 184 MB of weights take 2.5
 INSTALL = "pip install ai-ml-sdk-model-converter"
 # chatter that every run prints
 _NOISE = ("VGF [debug]", "WARNING: Different TOSA spec")
@@ -42,25 +42,38 @@ def convert(tosa: bytes, converter: str | None = None) -> bytes:
     """The VGF file of a TOSA flatbuffer, as the converter writes it (inputs and outputs without their names).
 
     Raises:
-        EmitError: there is no converter, it failed, took longer than TIME_LIMIT, or wrote nothing.
+        EmitError: there is no converter, it failed, wrote nothing, or went beyond its limits of time or memory.
     """
     program = find_converter(converter)
     with tempfile.TemporaryDirectory(prefix="tosaic-") as directory:
         source, target = Path(directory, "graph.tosa"), Path(directory, "graph.vgf")
         source.write_bytes(tosa)
         command = [program, "--input", str(source), "--output", str(target)]
-        try:
-            done = subprocess.run(command, capture_output=True, timeout=TIME_LIMIT, stdin=subprocess.DEVNULL)
-        except subprocess.TimeoutExpired:
-            raise EmitError(f"model-converter did not finish within {TIME_LIMIT} s") from None
-        except OSError as error:
-            raise EmitError(f"model-converter cannot be started: {error}", remedy=INSTALL) from None
-        if done.returncode != 0:
-            raise EmitError(f"model-converter failed with exit code {done.returncode}{_last_lines(done.stderr)}")
+        stderr = _run(command, Limits())
         # exit code 0 is no proof: it is also what an empty graph file gets, with no output
         if not target.is_file() or target.stat().st_size == 0:
-            raise EmitError(f"model-converter wrote no file{_last_lines(done.stderr)}")
+            raise EmitError(f"model-converter wrote no file{_last_lines(stderr)}")
         return target.read_bytes()
+
+
+def _run(command: list[str], limits: Limits) -> bytes:
+    """What a command that ends well writes to stderr."""
+    try:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    except OSError as error:
+        raise EmitError(f"model-converter cannot be started: {error}", remedy=INSTALL) from None
+    with process:
+        limits.hold(process.pid)
+        try:
+            _, stderr = process.communicate(timeout=limits.seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            what, remedy = limits.late()
+            raise EmitError(f"model-converter {what}", remedy=remedy) from None
+    if process.returncode != 0:
+        what, remedy = limits.ending(process.returncode, stderr.decode(errors="replace"))
+        raise EmitError(f"model-converter {what}{_last_lines(stderr)}", remedy=remedy)
+    return stderr
 
 
 def _last_lines(stderr: bytes, count: int = 8) -> str:

@@ -8,13 +8,14 @@ import numpy as np
 
 from tosaic.errors import ExecuteError
 from tosaic.execute.worker import Worker, serve
+from tosaic.processes import Limits
 
 
 class Reference:
     """A worker process that runs serialized graphs; it is restarted when a graph aborts it."""
 
-    def __init__(self) -> None:
-        self._worker = Worker("tosaic.execute.reference", "the TOSA reference model")
+    def __init__(self, limits: Limits | None = None) -> None:
+        self._worker = Worker("tosaic.execute.reference", "the TOSA reference model", limits=limits)
 
     def run(
         self, tosa: bytes, inputs: Sequence[np.ndarray], dtypes: Sequence[np.dtype], shapes: Sequence[tuple[int, ...]]
@@ -26,7 +27,7 @@ class Reference:
             dtypes, shapes: of the outputs (the model returns raw bytes).
 
         Raises:
-            ExecuteError: the model is not installed, refused the graph, or aborted.
+            ExecuteError: the model is not installed, refused the graph, aborted, or went beyond its limits.
         """
         raw = [np.ascontiguousarray(x) for x in inputs]
         # numpy's buffer protocol has no types but its own

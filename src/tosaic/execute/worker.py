@@ -1,4 +1,4 @@
-"""A function in a process of its own, called over pipes: what crashes there is an error here, and the next call restarts it."""
+"""A function in a process of its own, called over pipes: what crashes or hangs there is an error here, and the next call restarts it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import pickle
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
 from tosaic.errors import ExecuteError
+from tosaic.processes import Limits, out_of_memory
 
 
 class Worker:
@@ -21,10 +23,11 @@ class Worker:
         module: its dotted name.
         what: how messages call it.
         environment: variables that are set in the process.
+        limits: for each call.
     """
 
-    def __init__(self, module: str, what: str, environment: Mapping[str, str] | None = None) -> None:
-        self.module, self.what, self.environment = module, what, environment or {}
+    def __init__(self, module: str, what: str, environment: Mapping[str, str] | None = None, limits: Limits | None = None) -> None:
+        self.module, self.what, self.environment, self.limits = module, what, environment or {}, limits or Limits()
         self._process: subprocess.Popen[bytes] | None = None
         self._stderr: BinaryIO | None = None
 
@@ -32,24 +35,40 @@ class Worker:
         """The function's answer to `arguments` (both are pickled).
 
         Raises:
-            ExecuteError: the function raised, or the process ended; the message has what it wrote to stderr meanwhile.
+            ExecuteError: the function raised, or the process ended, hung, or ran out of memory; the message has what it wrote to
+                stderr meanwhile.
         """
         process = self._started()
         assert process.stdin and process.stdout and self._stderr
         before = self._stderr.seek(0, os.SEEK_END)
+        late = threading.Event()
+
+        def stop() -> None:
+            late.set()
+            process.kill()
+
+        clock = threading.Timer(self.limits.seconds, stop)
+        clock.daemon = True
+        clock.start()
         try:
             pickle.dump(arguments, process.stdin)
             process.stdin.flush()
             ok, answer = pickle.load(process.stdout)
         except (EOFError, BrokenPipeError, pickle.UnpicklingError):
-            code = process.wait()
+            process.kill()  # it may live on after an answer that is none
+            complaint, code = self._complaint(before), process.wait()
+            what, remedy = self.limits.late() if late.is_set() else self.limits.ending(code, complaint)
             self.close()
-            raise ExecuteError(f"{self.what} stopped (exit code {code}){self._complaint(before)}") from None
+            raise ExecuteError(f"{self.what} {what}{complaint}", remedy=remedy) from None
         except BaseException:
             self.close()  # interrupted between question and answer: the pipe is out of step
             raise
+        finally:
+            clock.cancel()
         if not ok:
             what, remedy = answer
+            if out_of_memory(what):
+                what, remedy = self.limits.out_of_memory()
             raise ExecuteError(f"{self.what}: {what}{self._complaint(before)}", remedy=remedy)
         return answer
 
@@ -60,6 +79,7 @@ class Worker:
             command = [sys.executable, "-m", self.module]
             environment = {**os.environ, **self.environment}
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, env=environment)
+            self.limits.hold(self._process.pid)
         return self._process
 
     def _complaint(self, start: int, count: int = 6) -> str:
