@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -82,13 +82,20 @@ ENUM_NUMBERS: dict[Any, int] = {member: number for members in (ACCUMULATORS, *_E
 _SHAPES = {"padding", "start", "size", "multiples", "scale", "offset", "border"}
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Constant:
     """A constant as a file has it: it becomes an attribute, or a constant value where a tensor is wanted."""
 
     type: TensorType
     data: np.ndarray
     name: str | None = None
+    _value: Value | None = field(default=None, init=False)
+
+    def value(self, builder: Builder) -> Value:
+        """The constant in the graph; made once, as a file can name a large one often."""
+        if self._value is None:
+            self._value = builder.const(self.data, self.type.dtype, self.name)
+        return self._value
 
 
 @dataclass(frozen=True)
@@ -180,7 +187,7 @@ def operator(
     tensors: list[Value] = []
     for kind, operand in _pairs(name, operands):
         if kind == "x":
-            tensors.append(operand if isinstance(operand, Value) else builder.const(operand.data, operand.type.dtype, operand.name))
+            tensors.append(operand if isinstance(operand, Value) else operand.value(builder))
         elif kind == "-":
             continue
         elif isinstance(operand, Value):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from tosaic.emit.spirv_read import unpack
 from tosaic.errors import GraphError, InputError
 from tosaic.tosa import container as vgf
 from tosaic.tosa import ops
-from tosaic.tosa.graph import Builder, Graph, Location, Value
+from tosaic.tosa.graph import Builder, Graph, Location, Names, Value
 from tosaic.tosa.types import DType, TensorType
 
 
@@ -63,12 +63,16 @@ def _read(path: Path | str) -> bytes:
         raise InputError(f"cannot be read: {error.strerror}") from None
 
 
+MOST_WORDS = 1 << 25  # as many segments can have one module: a network of a million operators
+
+
 class _Vgf:
     def __init__(self, container: vgf.Container, name: str) -> None:
         self.file = container
         self.builder = Builder(name)
         self.values: dict[int, Value] = {}  # by resource; scalars have shape [1], as in the modules
         self.outputs: dict[tuple[int, str], Value] = {}  # by resource and the name in the file
+        self.words = 0  # of all segments
 
     def graph(self) -> Graph:
         if not self.file.segments:
@@ -107,6 +111,9 @@ class _Vgf:
             )
         if source.code is None:
             raise InputError(f"segment '{segment.name}' has no code in the file")
+        self.words += len(source.code)
+        if self.words > MOST_WORDS:
+            raise InputError(f"the segments are more than {MOST_WORDS} words of SPIR-V together")
         data = {number: self.file.constants[index].data for number, index in segment.constants}
         module = spirv.Module(source.code, data)
         resources = {(set_, b.binding): b.resource for set_, bindings in segment.sets for b in bindings}
@@ -137,14 +144,8 @@ class _Vgf:
 
 def _unique(wanted: Sequence[str]) -> list[str]:
     """The names, with numbers behind those that stand there again."""
-    taken: dict[str, None] = {}
-    for base in wanted:
-        name, n = base, 0
-        while name in taken:
-            n += 1
-            name = f"{base}_{n}"
-        taken[name] = None
-    return list(taken)
+    names = Names()
+    return [names.unique(name) for name in wanted]
 
 
 def _tosa(data: bytes, name: str) -> Graph:
@@ -169,39 +170,58 @@ _BEYOND = {
 }
 
 
+# bytes read for each byte of the file: names stand there once and are referred to
+_READ_AGAIN = 64
+
+
 class _TosaBlock:
     """One basic block, through the flatbuffer accessors that tosa-tools ships."""
 
     def __init__(self, block: Any, data: bytes, name: str) -> None:
         from tosa import Attribute, DType, Op
 
-        self.block, self.data = block, memoryview(data)
+        self.block, self.data, self.left = block, memoryview(data), _READ_AGAIN * len(data)
         self.builder = Builder(name)
-        self.tensors = {t.Name().decode(): t for t in map(block.Tensors, range(block.TensorsLength()))}
-        self.shapes = {s.Name().decode(): s for s in map(block.Shapes, range(block.ShapesLength()))}
+        self.tensors = {self._text(t.Name()): t for t in self._all(block.Tensors, block.TensorsLength())}
+        self.shapes = {self._text(s.Name()): s for s in self._all(block.Shapes, block.ShapesLength())}
         self.values: dict[str, Value | Constant] = {}
         self.op_names, self.kinds, self.dtypes = (_by_number(c) for c in (Op.Op, Attribute.Attribute, DType.DType))
 
     def graph(self) -> Graph:
         block = self.block
-        for name in map(bytes.decode, map(block.Inputs, range(block.InputsLength()))):
+        for name in map(self._text, self._all(block.Inputs, block.InputsLength())):
             type_ = self._type(name)
             self.values[name] = self.builder.input(name, type_.dtype, type_.shape)
-        for node in map(block.Operators, range(block.OperatorsLength())):
+        for node in self._all(block.Operators, block.OperatorsLength()):
             self._node(node)
-        outputs = [self.values[n] for n in map(bytes.decode, map(block.Outputs, range(block.OutputsLength())))]
-        return self.builder.finish([v if isinstance(v, Value) else self.builder.const(v.data, v.type.dtype, v.name) for v in outputs])
+        outputs = [self.values[n] for n in map(self._text, self._all(block.Outputs, block.OutputsLength()))]
+        return self.builder.finish([v if isinstance(v, Value) else v.value(self.builder) for v in outputs])
+
+    def _all(self, accessor: Callable[[int], Any], length: int) -> Iterator[Any]:
+        """The elements of a vector."""
+        self._spend(_READ_AGAIN * length)  # any element takes some bytes of the file
+        return map(accessor, range(length))
+
+    def _text(self, text: bytes) -> str:
+        self._spend(len(text))
+        return text.decode()
+
+    def _spend(self, size: int) -> None:
+        """Account for what is read: a few bytes can refer to the same place often."""
+        self.left -= size
+        if self.left < 0:
+            raise InputError("the file refers to the same bytes too often")
 
     def _type(self, name: str) -> TensorType:
         tensor = self.tensors[name]
         kind = self.dtypes[tensor.Type()]
-        shape = tuple(tensor.Shape(i) for i in range(tensor.ShapeLength()))
+        shape = tuple(self._all(tensor.Shape, tensor.ShapeLength()))
         if kind not in DType.__members__ or tensor.IsUnranked() or tensor.Variable() or any(d <= 0 for d in shape):
             raise InputError(f"tensor '{name}' ({kind}, shape {list(shape)}) is not supported")
         return TensorType(DType[kind], shape)
 
     def _node(self, node: Any) -> None:
-        kind, names = self.op_names[node.Op()], [node.Outputs(i).decode() for i in range(node.OutputsLength())]
+        kind, names = self.op_names[node.Op()], [*map(self._text, self._all(node.Outputs, node.OutputsLength()))]
         if kind not in (*LAYOUT, "CONST", "CONST_SHAPE"):
             raise InputError(f"operator {kind} is not supported" + (f": {_BEYOND[kind]}" if kind in _BEYOND else ""))
         if not names:
@@ -214,12 +234,13 @@ class _TosaBlock:
             type_ = self._type(name)
             self.values[name] = Constant(type_, unpack(_needed(self._bytes(self.tensors[name]), type_), type_), name)
         elif kind == "CONST_SHAPE":
+            self._spend(self.shapes[name].DataLength())
             numbers = np.frombuffer(bytes(self.shapes[name].DataAsNumpy() if self.shapes[name].DataLength() else b""), "<i8")
             self.values[name] = Constant(TensorType(DType.INT32, (len(numbers),)), numbers)
         else:
-            operands = [self.values[node.Inputs(i).decode()] for i in range(node.InputsLength())]
+            operands = [self.values[n] for n in map(self._text, self._all(node.Inputs, node.InputsLength()))]
             attributes = self._attributes(node, kind, operands)
-            where = node.Location().Text().decode() if node.Location() is not None and node.Location().Text() else ""
+            where = self._text(node.Location().Text()) if node.Location() is not None and node.Location().Text() else ""
             location = Location.parse(where) if where else None
             results = [self._type(name) for name in names]
             values = operator(self.builder, kind, attributes, operands, results, outputs=names, location=location)
@@ -245,6 +266,7 @@ class _TosaBlock:
         return result
 
     def _bytes(self, tensor: Any) -> bytes:
+        self._spend(tensor.Size() + tensor.DataLength())
         if tensor.Size():  # large data lie behind the flatbuffer
             if tensor.Offset() + tensor.Size() > len(self.data):
                 raise InputError("the file is truncated")

@@ -39,7 +39,7 @@ class Module:
     """A parsed module. `data` gives a graph constant's bytes by its id number."""
 
     def __init__(self, words: np.ndarray, data: Mapping[int, np.ndarray]) -> None:
-        self._data = data
+        self._data = dict(data)
         self._scalars: dict[int, DType] = {}
         self._lengths: dict[int, int] = {}
         self._tensors: dict[int, TensorType] = {}
@@ -143,7 +143,10 @@ class Module:
             data: np.ndarray = np.array([self._numbers[e] for e in elements], dtype=_wide(tensor.dtype))
         else:
             self._spend(tensor)
-            data = np.array([self._part(e) for e in elements])
+            parts = [self._part(e) for e in elements]
+            if sum(part.size for part in parts) != tensor.size:
+                raise ValueError(f"constant %{result} has not the elements of {tensor}")
+            data = np.array(parts)
         self._constants[result] = Constant(tensor, data.astype(tensor.dtype.numpy).reshape(tensor.shape))
 
     def _part(self, element: int) -> np.ndarray:
@@ -162,7 +165,8 @@ class Module:
             raise ValueError(f"constants of more than {MAX_ELEMENTS} elements")
 
     def _graph_constant(self, type_: int, result: int, number: int) -> None:
-        self._constants[result] = Constant(self._tensors[type_], unpack(self._data[number], self._tensors[type_]))
+        # each is stated once; int4, int48 and booleans are copied
+        self._constants[result] = Constant(self._tensors[type_], unpack(self._data.pop(number), self._tensors[type_]))
 
     # graphs
 
@@ -285,7 +289,7 @@ def _value(builder: Builder, values: Mapping[int, Value | Constant], result: int
     if result not in values:
         raise InputError(f"output %{result} is not defined")
     value = values[result]
-    return value if isinstance(value, Value) else builder.const(value.data, value.type.dtype, value.name)
+    return value if isinstance(value, Value) else value.value(builder)
 
 
 def _wide(dtype: DType) -> type:

@@ -7,7 +7,7 @@ multipliers, shifts) are attributes of the operator instead; `emit` turns them i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -170,6 +170,32 @@ class Mark:
     constants: int
 
 
+class Names:
+    """Names that are taken, and free ones made of those that are wanted: x, x_1, x_2."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+        self._last: dict[str, int] = {}  # no number below is free
+
+    def take(self, names: Iterable[str]) -> None:
+        self._taken.update(names)
+
+    def free(self, names: Iterable[str]) -> None:
+        self._taken.difference_update(names)
+        self._last.clear()
+
+    def unique(self, name: str) -> str:
+        """The name, or the first number behind it that makes one; it is taken from now on."""
+        number = self._last.get(name, 0)
+        candidate = f"{name}_{number}" if number else name
+        while candidate in self._taken:
+            number += 1
+            candidate = f"{name}_{number}"
+        self._last[name] = number
+        self._taken.add(candidate)
+        return candidate
+
+
 class Builder:
     """Appends operators to a graph; each result is typed by the operator's own rule.
 
@@ -178,7 +204,7 @@ class Builder:
 
     def __init__(self, name: str = "main") -> None:
         self.graph = Graph(name)
-        self._taken: set[str] = set()
+        self._names = Names()
         self._consts: dict[tuple, Value] = {}
         self._prefix = "v"
         self._location: Location | None = None
@@ -195,19 +221,11 @@ class Builder:
 
     def reserve(self, names: Sequence[str]) -> None:
         """Keep names free for values that are renamed later (graph outputs)."""
-        self._taken.update(names)
-
-    def _unique(self, name: str) -> str:
-        candidate, n = name, 0
-        while candidate in self._taken:
-            n += 1
-            candidate = f"{name}_{n}"
-        self._taken.add(candidate)
-        return candidate
+        self._names.take(names)
 
     def input(self, name: str, dtype: DType, shape: Sequence[int]) -> Value:
         """Add a graph input."""
-        value = Value(self._unique(name), TensorType(dtype, tuple(int(d) for d in shape)))
+        value = Value(self._names.unique(name), TensorType(dtype, tuple(int(d) for d in shape)))
         self.graph.inputs.append(value)
         return value
 
@@ -224,7 +242,7 @@ class Builder:
         key = (dtype, array.shape, hashlib.sha256(array.tobytes()).digest())
         if key not in self._consts:
             array.flags.writeable = False
-            self._consts[key] = Value(self._unique(name or f"{self._prefix}_const"), TensorType(dtype, array.shape), array)
+            self._consts[key] = Value(self._names.unique(name or f"{self._prefix}_const"), TensorType(dtype, array.shape), array)
         return self._consts[key]
 
     def emit(self, op: Op, *inputs: Value, name: str | None = None) -> Value:
@@ -246,7 +264,7 @@ class Builder:
         names = names or [self._prefix] * len(results)
         if len(names) != len(results):
             raise GraphError(f"{op.NAME}: gives {len(results)} results, {len(names)} are named")
-        values = tuple(Value(self._unique(name), result) for name, result in zip(names, results, strict=True))
+        values = tuple(Value(self._names.unique(name), result) for name, result in zip(names, results, strict=True))
         self.graph.nodes.append(Node(op, inputs, values, self._location))
         return values
 
@@ -260,7 +278,7 @@ class Builder:
         del self.graph.nodes[mark.nodes :]
         while len(self._consts) > mark.constants:
             taken_back.append(self._consts.popitem()[1])
-        self._taken.difference_update(value.name for value in taken_back)
+        self._names.free(value.name for value in taken_back)
 
     def finish(self, outputs: Sequence[Value]) -> Graph:
         """Set the outputs and return the graph."""
