@@ -16,8 +16,8 @@ import flatbuffers
 import numpy as np
 import pytest
 import test_vgf
-from tosa import Op, TosaBasicBlock, TosaGraph, TosaOperator, TosaRegion, TosaTensor, Version
 from tosa import DType as Kinds
+from tosa import Op, TosaBasicBlock, TosaGraph, TosaOperator, TosaRegion, TosaTensor, Version
 
 from tosaic.emit.read import read_tosa, read_vgf
 from tosaic.emit.spirv_read import Module

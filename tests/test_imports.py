@@ -15,6 +15,7 @@ STAGES = {"capture", "quantization", "lower", "optimize", "emit", "execute", "re
 # what each layer may import of the package, besides itself and what is in all lower layers
 LAYERS = [
     {"errors"},
+    {"processes"},
     {"tosa", "converter", "operators"},
     STAGES,
     {"compiler", "artifact", "executors", "verification", "comparison", "layers", "engine", "scoring", "zoo"},

@@ -72,10 +72,10 @@ class Limits:
             return f"was stopped by {signal.Signals(-code).name}", None
         return f"failed with exit code {code}", None
 
-    def out_of_memory(self) -> tuple[str, str]:
+    def out_of_memory(self) -> tuple[str, str | None]:
         """The same, of a process that wanted more memory."""
         return f"ran out of memory ({self.gigabytes:.3g} GiB allowed)", "set TOSAIC_MEMORY_LIMIT (GiB) if there is more"
 
-    def late(self) -> tuple[str, str]:
+    def late(self) -> tuple[str, str | None]:
         """The same, of a process that did not answer in time."""
         return f"did not finish within {self.seconds:g} s", "set TOSAIC_TIME_LIMIT (seconds) to wait longer"

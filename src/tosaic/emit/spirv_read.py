@@ -279,7 +279,7 @@ class Module:
         missing = [i for i in attributes if known[i] is None] + [i for i in tensors if i not in values]
         if missing or len(attributes) < len(names):
             raise InputError(f"{name}: " + (f"%{missing[0]} is not defined before its use" if missing else "too few operands"))
-        fields = {key: known[i] for key, i in zip(names, attributes, strict=True)}
+        fields: dict[str, Any] = {key: known[i] for key, i in zip(names, attributes, strict=True)}
         if "acc_type" in fields:
             fields["acc_type"] = ACCUMULATORS[fields["acc_type"]]
         return fields, [values[i] for i in tensors]
