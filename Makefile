@@ -9,12 +9,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # OpenMP threads that wait in a loop hold the cores that others need
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test bench lint format setup vulkan clean help
+.PHONY: demo test bench bench-models lint format setup vulkan clean help
 
 help:
 	@echo "make demo    train, quantize, compile and prove a small upscaler on real photographs (demo-output/report.html)"
 	@echo "make test    the tests"
 	@echo "make bench   seconds and memory for MobileNetV2, beside ExecuTorch (makes a second environment of 1.5 GB)"
+	@echo "make bench-models  operators, accuracy and compile time of twelve models, beside ExecuTorch (hours; its results are kept)"
 	@echo "make lint    ruff and mypy;  make format: ruff format"
 	@echo "make clean   remove .venv, caches and demo-output"
 
@@ -27,6 +28,9 @@ test: setup vulkan
 
 bench: setup
 	$(BIN)/python benchmarks/bench.py
+
+bench-models: setup
+	$(BIN)/python benchmarks/models.py --markdown .cache/benchmark/models.md
 
 lint: setup
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections import Counter
 from importlib.metadata import version
@@ -29,7 +30,7 @@ def interpreter(edge: Any, folder: Path) -> Any:
     import tosa_reference_model
     from torch.fx import Interpreter
 
-    files = sorted(folder.glob("*.tosa"))
+    files = sorted(folder.glob("*.tosa"), key=lambda file: int(re.findall(r"_tag(\d+)", file.name)[0]))
     program = edge.exported_program()
     module = program.graph_module
     delegates = {node.args[0].target: node for node in module.graph.nodes if "executorch_call_delegate" in str(node.target)}
