@@ -9,8 +9,10 @@ import io
 import os
 import random
 import re
+import struct
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -31,6 +33,7 @@ from tosaic.execute.simulator import Simulator
 from tosaic.execute.vulkan import Vulkan
 from tosaic.tosa import container, ops
 from tosaic.tosa.graph import Builder, Graph, Location, Value, verify
+from tosaic.tosa.tables import Buffer
 from tosaic.tosa.types import DType, TensorType
 
 B, I4, I8, I16, I32, I48 = DType.BOOL, DType.INT4, DType.INT8, DType.INT16, DType.INT32, DType.INT48
@@ -277,7 +280,7 @@ def test_vulkan_refuses_other_inputs(tmp_path: Path) -> None:
         Vulkan(path).run([np.zeros(2, np.int64)])
     with pytest.raises(InputError, match="takes 1 inputs, found 0"):
         Vulkan(path).run([])
-    with pytest.raises(InputError, match="cannot read"):
+    with pytest.raises(InputError, match="cannot be read"):
         Vulkan(tmp_path / "absent.vgf")
 
 
@@ -617,3 +620,131 @@ def test_files_that_belong_together_are_replaced_together(tmp_path: Path) -> Non
         atomic_write_all({tmp_path / "a": b"second", tmp_path / "b": b"second", tmp_path / "folder": b"second"})
     assert {p.name for p in tmp_path.iterdir()} == {"a", "b", "folder"}
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() == b"first"
+
+
+def large(count: int = 1 << 23) -> Graph:
+    """One operator with a constant of 32 MiB, of which 4 bytes are in memory."""
+    b = Builder("main")
+    constant = Value("c", TensorType(I32, (count,)), np.broadcast_to(np.int32(7), count))
+    return b.finish([b.emit(ops.Add(), b.input("x", I32, (count,)), constant)])
+
+
+def test_constants_are_neither_copied_in_writing_nor_in_reading(tmp_path: Path) -> None:
+    path = tmp_path / "g.vgf"
+    write_vgf(large(16), path)  # imports
+    tracemalloc.start()
+    try:
+        write_vgf(large(), path)
+        write_peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        graph = read_vgf(path)
+        read_peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert path.stat().st_size > 1 << 25
+    assert write_peak < 1 << 24 and read_peak < 1 << 20
+    path.unlink()  # what was read keeps the data
+    (constant,) = graph.constants()
+    assert constant.data is not None and constant.data.flags.aligned and not constant.data.flags.owndata and (constant.data == 7).all()
+
+
+def test_constants_of_tosa_files_stay_there_too(tmp_path: Path) -> None:
+    (tmp_path / "g.tosa").write_bytes(serialize(large(1 << 20)))
+    graph = read_tosa(tmp_path / "g.tosa")
+    (constant,) = graph.constants()
+    assert constant.data is not None and not constant.data.flags.owndata and (constant.data == 7).all()
+
+
+def test_the_converters_debug_information_is_read(tmp_path: Path) -> None:
+    (tmp_path / "g.tosa").write_bytes(serialize(conv()))
+    command = [converter.find_converter(), "--emit-debug-info", "--input", tmp_path / "g.tosa", "--output", tmp_path / "g.vgf"]
+    subprocess.run(command, check=True, capture_output=True)
+    (node,) = read_vgf(tmp_path / "g.vgf").nodes
+    assert node.location == Location("aten.op", "net.0", "net.py:3")
+
+
+@pytest.mark.parametrize("emitter", EMITTERS)
+def test_a_scalar_result_of_argmax_is_read(emitter: str, tmp_path: Path) -> None:
+    b = Builder("main")
+    graph = b.finish([b.emit(ops.ArgMax(0), b.input("x", I8, (7,)), name="index")])
+    write_vgf(graph, tmp_path / "g.vgf", emitter=emitter)
+    back = read_vgf(tmp_path / "g.vgf")
+    verify(back)
+    assert [v.type for v in back.outputs] == [t(I32)] and computed(back) == computed(graph)
+
+
+def _tables(emitted: vgfpy.Encoder) -> container.Container:
+    emitted.Finish()
+    stream = io.BytesIO()
+    assert emitted.WriteTo(stream)
+    return container.decode(stream.getvalue())
+
+
+def test_what_arms_encoder_writes_is_decoded() -> None:
+    """What our own files do not have: numbers of constants, push constants, intermediate resources, aliases, strides, set indexes."""
+    encoder = vgfpy.CreateEncoder(321)
+    graph = encoder.AddModule(vgfpy.ModuleType.Graph, "name", "entry", [1, 2, 3])
+    shader = encoder.AddModule(vgfpy.ModuleType.Compute, "shader", "main", [])
+    resources = [
+        encoder.AddConstantResource(99, (2,), ()),
+        encoder.AddConstantResource(14, (3,), ()),
+        encoder.AddInputResource(container.TENSOR, 99, (2, 3), (12, 4), None),
+        encoder.AddIntermediateResource(container.TENSOR, 99, (2, 3), (), 5),
+    ]
+    constants = [encoder.AddConstant(r, d, -1) for r, d in zip(resources, (b"12345678", b"abc"), strict=False)]
+    slots = [encoder.AddBindingSlot(7, resources[2]), encoder.AddBindingSlot(8, resources[3])]
+    sets = [encoder.AddDescriptorSetInfo(slots[:1], 3), encoder.AddDescriptorSetInfo(slots[1:], 0xFFFFFFFF)]
+    bound = [vgfpy.GraphConstantBindingRef(9, constants[1]), vgfpy.GraphConstantBindingRef(4, constants[0])]
+    encoder.AddSegmentInfo(graph, "first", sets, slots[:1], slots[1:], bound, [1, 2, 3], [encoder.AddPushConstRange(6, 7, 8)])
+    encoder.AddSegmentInfo(shader, "second", [], slots[1:], [], [], [0, 0, 0], [])
+    encoder.AddModelSequenceInputsOutputs(slots[:1], ["input"], slots[1:], ["é"])
+    file = _tables(encoder)
+    assert file.vulkan_headers == 321
+    assert [(m.kind, m.name, m.entry, None if m.code is None else m.code.tolist()) for m in file.modules] == [
+        (vgfpy.ModuleType.Graph, "name", "entry", [1, 2, 3]),
+        (vgfpy.ModuleType.Compute, "shader", "main", None),
+    ]
+    assert [(r.category.name, r.descriptor, r.format, r.shape, r.strides, r.alias) for r in file.resources] == [
+        ("Constant", None, 99, (2,), (), None),
+        ("Constant", None, 14, (3,), (), None),
+        ("Input", container.TENSOR, 99, (2, 3), (12, 4), None),
+        ("Intermediate", container.TENSOR, 99, (2, 3), (), 5),
+    ]
+    assert [(c.resource, c.data.tobytes(), c.sparsity) for c in file.constants] == [(0, b"12345678", -1), (1, b"abc", -1)]
+    first, second = container.Binding(7, 2), container.Binding(8, 3)
+    assert file.segments[0] == container.Segment(
+        "first", 0, [(3, [first]), (1, [second])], [first], [second], [(9, 1), (4, 0)], [1, 2, 3], [(6, 7, 8)]
+    )
+    assert file.segments[1] == container.Segment("second", 1, [], [second], [], [], [0, 0, 0], [])
+    assert (file.inputs, file.outputs, file.input_names, file.output_names) == ([first], [second], ["input"], ["é"])
+
+
+def test_other_versions_are_refused_by_name() -> None:
+    data = bytearray(to_vgf(conv()))
+    data[9] = 6
+    with pytest.raises(InputError, match=r"VGF version 0\.6 is not supported"):
+        container.decode(bytes(data))
+
+
+def test_many_references_to_one_place_are_refused() -> None:
+    """Sixteen megabytes that claim four million tables, all of them one."""
+    count = 1 << 22
+    table = struct.pack("<HHi", 4, 4, 4)  # a vtable without fields, and a table of it
+    root = struct.pack("<IHHHHi", 12, 6, 8, 4, 0, 8) + struct.pack("<II", 4, count)
+    start = len(root)
+    offsets = (start + 4 * count + 4 - np.arange(start, start + 4 * count, 4)).astype("<u4").tobytes()
+    buffer = Buffer(memoryview(root + offsets + table))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="more than 1000000 entries"):
+            list(buffer.root().tables(0))
+        assert tracemalloc.get_traced_memory()[1] < 1 << 16
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.vgf")
+    for path in (tmp_path, tmp_path / "pipe.vgf"):
+        with pytest.raises(InputError, match="cannot be read"):
+            read_vgf(path)

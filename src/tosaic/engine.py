@@ -69,7 +69,7 @@ def vulkan_ports(artifact: Artifact) -> list[Port]:
     path = artifact.path
     if path is None or path.suffix != ".vgf":
         raise InputError(f"{path or 'the artifact'} is no .vgf, and only that has bindings", remedy="write it as a .vgf first")
-    file = vgf.decode(path.read_bytes())
+    file = vgf.decode(vgf.map_file(path))
     sets = {b: index for segment in file.segments for index, bindings in segment.sets for b in bindings}
     ports = []
     for kind, bindings, values, records in (

@@ -142,8 +142,8 @@ def _shaders(path: Path) -> bool:
         False, and nothing printed, where it is no such file.
     """
     try:
-        file = container.decode(path.read_bytes()) if path.suffix == ".vgf" else None
-    except (InputError, OSError):
+        file = container.decode(container.map_file(path)) if path.suffix == ".vgf" else None
+    except InputError:
         return False
     if file is None or all(m.kind.name == "Graph" for m in file.modules):
         return False

@@ -94,7 +94,7 @@ class Constant:
     def value(self, builder: Builder) -> Value:
         """The constant in the graph; made once, as a file can name a large one often."""
         if self._value is None:
-            self._value = builder.const(self.data, self.type.dtype, self.name)
+            self._value = builder.adopt(self.data, self.type.dtype, self.name)
         return self._value
 
 

@@ -28,8 +28,9 @@ from tosaic.tosa.types import DType, TensorType
 def read_vgf(path: Path | str) -> Graph:
     """The graph that a VGF file computes, named after the file; inputs and outputs have the names in the file.
 
-    Differences that do not show in results: the converter folds and reorders, states int4 weights as int8, and scalars
-    are shape [1] inside (they are [] again at the graph's border).
+    Constants stay in the file, which is mapped into memory, so that only what is used is read. Differences that do not show in
+    results: the converter folds and reorders, int4 weights are stated as int8, and scalars are shape [1] inside (they are []
+    again at the graph's border).
 
     Raises:
         InputError: the file cannot be read, is malformed, or has segments that are no TOSA graphs (compute shaders).
@@ -38,7 +39,7 @@ def read_vgf(path: Path | str) -> Graph:
 
 
 def read_tosa(path: Path | str) -> Graph:
-    """The graph of a TOSA flatbuffer.
+    """The graph of a TOSA flatbuffer; constants stay in the file, as for `read_vgf`.
 
     Raises:
         InputError: the file cannot be read, is malformed, or has control flow, variables or types beyond TOSA 1.0.
@@ -46,21 +47,14 @@ def read_tosa(path: Path | str) -> Graph:
     return _reading(path, _tosa)
 
 
-def _reading(path: Path | str, function: Callable[[bytes, str], Graph]) -> Graph:
+def _reading(path: Path | str, function: Callable[[memoryview, str], Graph]) -> Graph:
     try:
-        return function(_read(path), Path(path).stem)
+        return function(vgf.map_file(path), Path(path).stem)
     except (InputError, GraphError) as error:
         raise InputError(f"{path}: {error.what}", where=error.where, remedy=error.remedy) from None
     # the flatbuffer accessors check nothing: a bad offset shows as whatever it leads to
     except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, struct.error, MemoryError) as error:
         raise InputError(f"{path}: malformed file: {error}") from None
-
-
-def _read(path: Path | str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}") from None
 
 
 MOST_WORDS = 1 << 25  # as many segments can have one module: a network of a million operators
@@ -148,7 +142,7 @@ def _unique(wanted: Sequence[str]) -> list[str]:
     return [names.unique(name) for name in wanted]
 
 
-def _tosa(data: bytes, name: str) -> Graph:
+def _tosa(data: memoryview, name: str) -> Graph:
     from tosa.TosaGraph import TosaGraph  # late: a hundred generated modules
 
     if data[4:8] != b"TOSA":
@@ -177,10 +171,10 @@ _READ_AGAIN = 64
 class _TosaBlock:
     """One basic block, through the flatbuffer accessors that tosa-tools ships."""
 
-    def __init__(self, block: Any, data: bytes, name: str) -> None:
+    def __init__(self, block: Any, data: memoryview, name: str) -> None:
         from tosa import Attribute, DType, Op
 
-        self.block, self.data, self.left = block, memoryview(data), _READ_AGAIN * len(data)
+        self.block, self.data, self.left = block, data, _READ_AGAIN * len(data)
         self.builder = Builder(name)
         self.tensors = {self._text(t.Name()): t for t in self._all(block.Tensors, block.TensorsLength())}
         self.shapes = {self._text(s.Name()): s for s in self._all(block.Shapes, block.ShapesLength())}
@@ -265,20 +259,19 @@ class _TosaBlock:
                 result[key] = float(result[key]) if operands[0].type.dtype.is_float else result[key]
         return result
 
-    def _bytes(self, tensor: Any) -> bytes:
+    def _bytes(self, tensor: Any) -> np.ndarray:
         self._spend(tensor.Size() + tensor.DataLength())
         if tensor.Size():  # large data lie behind the flatbuffer
             if tensor.Offset() + tensor.Size() > len(self.data):
                 raise InputError("the file is truncated")
-            return bytes(self.data[tensor.Offset() : tensor.Offset() + tensor.Size()])
-        return tensor.DataAsNumpy().tobytes() if tensor.DataLength() else b""
+            return np.frombuffer(self.data, np.uint8, tensor.Size(), tensor.Offset())
+        return tensor.DataAsNumpy() if tensor.DataLength() else np.empty(0, np.uint8)
 
 
-def _needed(raw: bytes, type_: TensorType) -> bytes:
+def _needed(raw: np.ndarray, type_: TensorType) -> np.ndarray:
     """A constant's bytes without what stands behind them, as Arm's own readers take them: ExecuTorch (1.5.1) writes one weight_zp
     for each channel into the only element that a convolution's has."""
-    bits = {DType.INT4: 4, DType.INT48: 48}.get(type_.dtype, 8 * type_.dtype.numpy.itemsize)
-    return raw[: (bits * type_.size + 7) // 8]
+    return raw[: type_.nbytes]
 
 
 def _by_number(enumeration: type) -> dict[int, str]:

@@ -6,6 +6,8 @@ from tosaic.tosa.types import DType
 
 MAGIC = 0x07230203
 TOSA = "TOSA.001000.1"
+DEBUG_INFO = "NonSemantic.Graph.DebugInfo."  # then the version; model-converter writes it on request
+DEBUG_OPERATION = 2  # operands: graph, name, instructions
 PLACE_BEHIND = "  # "  # in names that this project writes: between the name of a value and the location of its operator
 
 # fmt: off
@@ -26,6 +28,7 @@ class Code:
     """Instructions."""
 
     NAME = 5
+    STRING = 7
     EXTENSION = 10
     IMPORT = 11
     EXT_INST = 12

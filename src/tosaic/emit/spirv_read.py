@@ -18,6 +18,7 @@ from tosaic.emit import spirv_facts as facts
 from tosaic.emit.layout import ACCUMULATORS, LAYOUT, Constant, operator
 from tosaic.emit.spirv_facts import Code
 from tosaic.errors import InputError
+from tosaic.tosa import ops
 from tosaic.tosa.graph import Builder, Location, Value
 from tosaic.tosa.types import DType, TensorType
 
@@ -48,7 +49,10 @@ class Module:
         self._constants: dict[int, Constant | tuple[int, ...]] = {}
         self._places: dict[int, dict[int, int]] = {}
         self._names: dict[int, str] = {}
+        self._strings: dict[int, str] = {}
+        self._locations: dict[int, str] = {}  # by the instruction, from NonSemantic.Graph.DebugInfo
         self._sets: set[int] = set()
+        self._debug_sets: set[int] = set()
         self._graphs: dict[int, _Graph] = {}
         self._graph: _Graph | None = None
         self._entries: dict[str, tuple[int, list[int]]] = {}
@@ -63,13 +67,13 @@ class Module:
     def _parse(self, words: np.ndarray) -> None:
         if len(words) < 5 or words[0] != facts.MAGIC:
             raise ValueError("no SPIR-V header")
-        numbers, at = words.tolist(), 5
+        numbers, at = memoryview(words.tobytes()).cast("I"), 5
         while at < len(numbers):
             length, code = numbers[at] >> 16, numbers[at] & 0xFFFF
             if length == 0 or at + length > len(numbers):
                 raise ValueError(f"an instruction of {length} words at word {at} of {len(numbers)}")
             if handler := _HANDLERS.get(code):
-                handler(self, *numbers[at + 1 : at + length])
+                handler(self, *numbers[at + 1 : at + length].tolist())
             at += length
 
     # types
@@ -173,13 +177,19 @@ class Module:
     def _name(self, target: int, *words: int) -> None:
         self._names[target] = _text(words)[0]
 
+    def _string(self, result: int, *words: int) -> None:
+        self._strings[result] = _text(words)[0]
+
     def _decorate(self, target: int, decoration: int, *numbers: int) -> None:
         if numbers:
             self._places.setdefault(target, {})[decoration] = numbers[0]
 
     def _import(self, result: int, *words: int) -> None:
-        if _text(words)[0] == facts.TOSA:
+        name = _text(words)[0]
+        if name == facts.TOSA:
             self._sets.add(result)
+        elif name.startswith(facts.DEBUG_INFO):
+            self._debug_sets.add(result)
 
     def _entry(self, graph: int, *words: int) -> None:
         name, rest = _text(words)
@@ -203,7 +213,12 @@ class Module:
         self._graph = None
 
     def _instruction(self, type_: int, result: int, set_: int, number: int, *operands: int) -> None:
-        if self._graph is None:  # debug information
+        if set_ in self._debug_sets:
+            if number == facts.DEBUG_OPERATION:
+                _, name, *instructions = operands
+                self._locations |= dict.fromkeys(instructions, self._strings.get(name, ""))
+            return
+        if self._graph is None:  # of a set that says nothing here
             return
         if set_ not in self._sets:
             raise ValueError("an instruction of an unknown set")
@@ -255,7 +270,7 @@ class Module:
                 raise InputError(f"malformed SPIR-V: TOSA instruction {number} of type %{type_}")
             taken = parts.get(result, []) if type_ in self._structs else [(0, result)]
             labels = [f"v{result}_{index}" for index in range(len(types))]
-            place = ""
+            place = self._locations.get(result, "")
             for index, id_ in taken:
                 label, _, behind = self._names.get(id_, "").partition(facts.PLACE_BEHIND)
                 place = behind or place
@@ -264,7 +279,13 @@ class Module:
             name = facts.TOSA_OPS[number]
             fields, tensors = self._operands(name, operands, values)
             location = Location.parse(place) if place else None
-            results = operator(builder, name, fields, tensors, [self._tensors[t] for t in types], outputs=labels, location=location)
+            declared = [self._tensors[t] for t in types]
+            scalar = name == "ARGMAX" and len(tensors) == 1 and tensors[0].type.rank == 1 and declared[0].shape == (1,)
+            if scalar:  # which SPIR-V cannot state
+                declared = [declared[0].with_shape(())]
+            results = operator(builder, name, fields, tensors, declared, outputs=labels, location=location)
+            if scalar:
+                results = (builder.emit(ops.Reshape((1,)), results[0], name=f"{labels[0]}_1d"),)
             values |= {id_: results[index] for index, id_ in taken if index < len(results)}
         return {index: _value(builder, values, result) for index, result in graph.outputs.items()}
 
@@ -305,30 +326,31 @@ def _text(words: Sequence[int]) -> tuple[str, list[int]]:
     raise ValueError("a string without end")
 
 
-def unpack(raw: bytes | np.ndarray, type_: TensorType) -> np.ndarray:
-    """A tensor from its bytes in a file; int4 and int48 packed, or as wide as they compute.
+def unpack(raw: np.ndarray, type_: TensorType) -> np.ndarray:
+    """A tensor from its bytes in a file; int4 and int48 packed, or as wide as they compute. A view of them where that can be.
 
     Raises:
         ValueError: the length fits no known form.
     """
     dtype, count = type_.dtype, type_.size
     if dtype is DType.INT4 and len(raw) == (count + 1) // 2:
-        pairs = np.frombuffer(raw, np.uint8)
-        nibbles = np.stack([pairs & 15, pairs >> 4], axis=1).reshape(-1)[:count].astype(np.int8)
+        nibbles = np.stack([raw & 15, raw >> 4], axis=1).reshape(-1)[:count].astype(np.int8)
         return np.where(nibbles > 7, nibbles - 16, nibbles).astype(np.int8).reshape(type_.shape)
     if dtype is DType.INT48 and len(raw) == 6 * count:
         wide = np.zeros((count, 8), np.uint8)
-        wide[:, 2:] = np.frombuffer(raw, np.uint8).reshape(count, 6)
+        wide[:, 2:] = raw.reshape(count, 6)
         return (wide.view("<i8").reshape(type_.shape) >> 16).astype(np.int64)  # the shift brings the sign down
     if len(raw) != count * dtype.numpy.itemsize:
         raise ValueError(f"{len(raw)} bytes for a constant of {type_}")
     if dtype is DType.BOOL:
-        return (np.frombuffer(raw, np.uint8) != 0).reshape(type_.shape)
-    return np.frombuffer(raw, dtype.numpy).reshape(type_.shape)
+        return (raw != 0).reshape(type_.shape)
+    data = raw.view(dtype.numpy).reshape(type_.shape)
+    return data if data.flags.aligned else data.copy()
 
 
 _HANDLERS: dict[int, Callable[..., None]] = {
     Code.NAME: Module._name,
+    Code.STRING: Module._string,
     Code.IMPORT: Module._import,
     Code.EXT_INST: Module._instruction,
     Code.TYPE_BOOL: Module._type_bool,

@@ -53,9 +53,9 @@ class Vulkan:
             raise ExecuteError(reason)
         self.path = Path(path).resolve()
         try:
-            container = vgf.decode(self.path.read_bytes())
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror}") from None
+            container = vgf.decode(vgf.map_file(self.path))
+        except InputError as error:
+            raise InputError(f"{path}: {error.what}", remedy=error.remedy) from None
         self._inputs = [_tensor(container, b) for b in container.inputs]
         self._outputs = [_tensor(container, b) for b in container.outputs]
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import io
 import mmap
+import os
+import stat
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -79,7 +82,7 @@ class Resource:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     alias: int | None
-    image: bool = False
+    image: bool = False  # with a sampler; for compute shaders only
 
 
 @dataclass
@@ -124,7 +127,23 @@ class Container:
     output_names: list[str] = field(default_factory=list)
 
 
-def decode(data: bytes | mmap.mmap) -> Container:
+def map_file(path: Path | str) -> memoryview:
+    """A file's bytes, read from it when they are looked at; what is made of them keeps them alive.
+
+    Raises:
+        InputError: it cannot be read, or is no file (a folder, a pipe).
+    """
+    try:
+        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
+            state = os.fstat(file.fileno())
+            if not stat.S_ISREG(state.st_mode):
+                raise InputError("cannot be read: it is no file")
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if state.st_size else b"")
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}") from None
+
+
+def decode(data: bytes | memoryview) -> Container:
     """The container that `data` holds. Code and constants are views of `data`, which they keep alive.
 
     Raises:
@@ -201,7 +220,7 @@ class _Decoder:
         payload = 16 + 24 * count
         if payload > len(data):
             raise ValueError(f"{count} constants do not fit their section")
-        buffer.count(24 * count)
+        buffer.count(count)
         found: list[Constant] = []
         for resource, sparsity, size, offset in struct.iter_unpack("<IiQQ", data[16:payload]):
             if payload + offset + size > len(data):

@@ -245,6 +245,20 @@ class Builder:
             self._consts[key] = Value(self._names.unique(name or f"{self._prefix}_const"), TensorType(dtype, array.shape), array)
         return self._consts[key]
 
+    def adopt(self, data: np.ndarray, dtype: DType, name: str | None = None) -> Value:
+        """A constant that is `data` itself, not a copy of it; equal ones stay apart.
+
+        Args:
+            data: of the type `dtype.numpy`; not written to any more. Only what does not lie in a row is copied.
+
+        Raises:
+            GraphError: numbers that `dtype` does not have, where it is narrower than the numbers.
+        """
+        if dtype in (DType.INT4, DType.INT48) and data.size and (data.min() < dtype.min or data.max() > dtype.max):
+            raise GraphError(f"constant does not fit {dtype.value}: {data.min()}..{data.max()}")
+        array = data if data.flags.c_contiguous else np.ascontiguousarray(data)
+        return Value(self._names.unique(name or f"{self._prefix}_const"), TensorType(dtype, array.shape), array)
+
     def emit(self, op: Op, *inputs: Value, name: str | None = None) -> Value:
         """Append `op` and return its only result.
 

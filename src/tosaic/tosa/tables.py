@@ -7,6 +7,7 @@ table's fields by slot; vectors and strings begin with their length; offsets cou
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -18,6 +19,8 @@ class Buffer:
 
     Everything that is read counts, and no more than MOST may be: a few bytes can refer to the same place often.
     """
+
+    __slots__ = ("data", "left")
 
     def __init__(self, data: memoryview) -> None:
         self.data, self.left = data, MOST
@@ -40,8 +43,8 @@ class Buffer:
         """The place that the offset at a place leads to."""
         return at + self.number("<I", at)
 
-    def count(self, size: int) -> None:
-        self.left -= 1 + size // 64
+    def count(self, entries: int) -> None:
+        self.left -= entries
         if self.left < 0:
             raise ValueError(f"more than {MOST} entries")
 
@@ -49,8 +52,9 @@ class Buffer:
 class Table:
     """One table; slots are the positions of its fields in the schema (a union takes two). Raises ValueError for what lies outside."""
 
+    __slots__ = ("_at", "_buffer", "_fields", "_size")
+
     def __init__(self, buffer: Buffer, at: int) -> None:
-        buffer.count(0)
         self._buffer, self._at = buffer, at
         self._fields = at - buffer.number("<i", at)
         self._size = buffer.number("<H", self._fields)
@@ -77,20 +81,21 @@ class Table:
             raise ValueError(f"a vector of {length} elements at byte {start - 4} reaches beyond the end")
         return start, length
 
-    def tables(self, slot: int) -> list[Table]:
-        return [Table(self._buffer, self._buffer.offset(at)) for at in self._elements(slot)]
+    def tables(self, slot: int) -> Iterator[Table]:
+        return (Table(self._buffer, self._buffer.offset(at)) for at in self._elements(slot))
 
-    def _elements(self, slot: int) -> list[int]:
+    def _elements(self, slot: int) -> range:
+        """Where the elements of a vector of offsets stand; each counts."""
         if (place := self._place(slot)) is None:
-            return []
+            return range(0)
         start, length = self._vector(place, 4)
-        self._buffer.count(4 * length)
-        return [start + 4 * i for i in range(length)]
+        self._buffer.count(length)
+        return range(start, start + 4 * length, 4)
 
     def numbers(self, slot: int, dtype: str) -> list[int]:
         """A vector of numbers, as a copy."""
         data = self.array(slot, dtype)
-        self._buffer.count(0 if data is None else data.nbytes)
+        self._buffer.count(0 if data is None else 1 + data.nbytes // 64)
         return [] if data is None else data.tolist()
 
     def array(self, slot: int, dtype: str) -> np.ndarray | None:
@@ -109,5 +114,5 @@ class Table:
 
     def _text(self, place: int) -> str:
         start, length = self._vector(place, 1)
-        self._buffer.count(length)
+        self._buffer.count(length // 64)
         return bytes(self._buffer.data[start : start + length]).decode(errors="replace")
