@@ -28,12 +28,12 @@ class Between(nn.Module):
         return self.last(self.function(y + 0.25) + y)  # type: ignore[operator]
 
 
-# of results behind two layers none need be equal at int16; tables of 80 dB make more of a difference than exact arithmetic
-BETWEEN: dict[str, Any] = {"lsb_at_16": 8, "equal_at_16": 0.0}
+# Behind two layers and two sums, a few steps at int16. Tables are the cheapest of 78 dB, which is up to 4 steps of full scale (5 with the rest), and
+# more where the function is steep: there one step of its argument is several of its result, too
+BETWEEN: dict[str, Any] = {"lsb_at_16": 5, "equal_at_16": 0.2}
+BETWEEN_TABLE: dict[str, Any] = {"lsb_at_16": 8, "equal_at_16": 0.1}
+BETWEEN_STEEP: dict[str, Any] = {"lsb_at_16": 16, "equal_at_16": 0.05}
 JUMP = (("8a8w", 18.0), ("16a8w", 25.0))  # what quantization moves across a jump is off by it
-BETWEEN_COARSE: dict[str, Any] = {"lsb_at_16": 16, "equal_at_16": 0.0}
-
-
 BEHIND: dict[str, Any] = {"span": (-1.5, 2.0), "equal": 0.9}
 
 
@@ -42,17 +42,16 @@ def both(
     op: torch._ops.OpOverload,
     run: object,
     span: tuple[float, float] = WIDE,
-    coarse: bool = False,
+    near: dict[str, Any] = BETWEEN,
     between: object = None,
     between_decibels: tuple[tuple[str, float], ...] = (),
     **options: object,
 ) -> tuple[Row, Row]:
     """A function of the input, and one of int32 values (`between`, if their range must be another)."""
-    at_16 = BETWEEN_COARSE if coarse else BETWEEN
     return (
         function(name, op, run, PICTURE, span=span, **options),  # type: ignore[arg-type]
         layer(
-            f"{name}_between", op, lambda: Between(between or run), (24, 6), span=(-1.5, 2.0), equal=0.9, decibels=between_decibels, **at_16
+            f"{name}_between", op, lambda: Between(between or run), (24, 6), span=(-1.5, 2.0), equal=0.9, decibels=between_decibels, **near
         ),
     )
 
@@ -68,23 +67,23 @@ def of_unit(name: str, op: torch._ops.OpOverload, run: object) -> tuple[Row, Row
 
 
 GATES = (
-    *both("gelu", aten.gelu.default, F.gelu),
+    *both("gelu", aten.gelu.default, F.gelu, near=BETWEEN_TABLE),
     *both("gelu_tanh", aten.gelu.default, lambda a: F.gelu(a, approximate="tanh")),
-    *both("swish", aten.silu.default, F.silu),
-    *both("mish", aten.mish.default, F.mish, coarse=True),
+    *both("swish", aten.silu.default, F.silu, near=BETWEEN_TABLE),
+    *both("mish", aten.mish.default, F.mish, near=BETWEEN_TABLE),
     *both("logistic", aten.sigmoid.default, torch.sigmoid),
     *both("hyperbolic_tangent", aten.tanh.default, torch.tanh),
     *both("hard_sigmoid", aten.hardsigmoid.default, F.hardsigmoid),
     *both("hard_swish", aten.hardswish.default, F.hardswish),
     *both("erf", aten.erf.default, torch.erf),
     *both("erfc", aten.erfc.default, torch.erfc, (-3.0, 2.0)),
-    *both("softplus", aten.softplus.default, F.softplus, coarse=True),
-    *both("softplus_beta", aten.softplus.default, lambda a: F.softplus(a, 2.0, 6.0), coarse=True),
-    *both("logsigmoid", aten.log_sigmoid.default, F.logsigmoid, coarse=True),
-    *both("elu", aten.elu.default, F.elu, coarse=True),
-    *both("elu_alpha", aten.elu.default, lambda a: F.elu(a, 0.4), coarse=True),
-    *both("selu", aten.elu.default, F.selu, coarse=True),
-    *both("celu", aten.celu.default, lambda a: F.celu(a, 1.3), coarse=True),
+    *both("softplus", aten.softplus.default, F.softplus, near=BETWEEN_TABLE),
+    *both("softplus_beta", aten.softplus.default, lambda a: F.softplus(a, 2.0, 6.0), near=BETWEEN_TABLE),
+    *both("logsigmoid", aten.log_sigmoid.default, F.logsigmoid, near=BETWEEN_TABLE),
+    *both("elu", aten.elu.default, F.elu, near=BETWEEN_TABLE),
+    *both("elu_alpha", aten.elu.default, lambda a: F.elu(a, 0.4), near=BETWEEN_TABLE),
+    *both("selu", aten.elu.default, F.selu, near=BETWEEN_TABLE),
+    *both("celu", aten.celu.default, lambda a: F.celu(a, 1.3), near=BETWEEN_TABLE),
     *both("softshrink", aten.where.self, lambda a: F.softshrink(a, 0.4)),
     *both("hardshrink", aten.where.self, lambda a: F.hardshrink(a, 0.9), between_decibels=JUMP),
     *both("threshold", aten.threshold.default, lambda a: F.threshold(a, 0.3, -1.5), between_decibels=JUMP),
@@ -99,30 +98,30 @@ GATES = (
 # an exponential of the whole range is steep: a step of the input is many of the result
 STEEP = (("8a8w", 20.0),)
 EXPONENTIALS = (
-    *both("exp", aten.exp.default, torch.exp, (-4.0, 2.0), coarse=True, between=lambda a: torch.exp(a * 0.5)),
+    *both("exp", aten.exp.default, torch.exp, (-4.0, 2.0), near=BETWEEN_TABLE, between=lambda a: torch.exp(a * 0.5)),
     function("exp_wide", aten.exp.default, torch.exp, PICTURE, span=(-8.0, 12.0), decibels=STEEP),
-    *both("exp2", aten.exp2.default, torch.exp2, (-4.0, 2.0), coarse=True),
-    *both("expm1", aten.expm1.default, torch.expm1, (-4.0, 2.0), coarse=True, between_decibels=(("8a8w", 25.0),)),
-    *both("power_of_two", aten.pow.Scalar, lambda a: 2.0**a, (-4.0, 2.0), coarse=True),
-    *both("power_of_a_third", aten.pow.Scalar, lambda a: 0.3**a, (-1.0, 2.0), coarse=True),
+    *both("exp2", aten.exp2.default, torch.exp2, (-4.0, 2.0), near=BETWEEN_STEEP),
+    *both("expm1", aten.expm1.default, torch.expm1, (-4.0, 2.0), near=BETWEEN_STEEP, between_decibels=(("8a8w", 25.0),)),
+    *both("power_of_two", aten.pow.Scalar, lambda a: 2.0**a, (-4.0, 2.0), near=BETWEEN_STEEP),
+    *both("power_of_a_third", aten.pow.Scalar, lambda a: 0.3**a, (-1.0, 2.0), near=BETWEEN_STEEP),
     *positive("log", aten.log.default, torch.log),
     *positive("log2", aten.log2.default, torch.log2),
     *positive("decimal_log", aten.log10.default, torch.log10),
     *positive("log1p", aten.log1p.default, torch.log1p),
     *positive("sqrt", aten.sqrt.default, torch.sqrt),
     *positive("rsqrt", aten.rsqrt.default, torch.rsqrt, decibels=(("8a8w", 20.0),)),
-    *positive("reciprocal", aten.reciprocal.default, torch.reciprocal, decibels=(("8a8w", 10.0), ("16a8w", 50.0))),
-    *both("pow_5", aten.pow.Tensor_Scalar, lambda a: a**5, (-1.2, 1.5), coarse=True),
+    *positive("reciprocal", aten.reciprocal.default, torch.reciprocal, near=BETWEEN_TABLE, decibels=(("8a8w", 10.0), ("16a8w", 50.0))),
+    *both("pow_5", aten.pow.Tensor_Scalar, lambda a: a**5, (-1.2, 1.5), near=BETWEEN_STEEP),
     *positive("pow_1_7", aten.pow.Tensor_Scalar, lambda a: a**1.7),
     *positive("pow_negative", aten.pow.Tensor_Scalar, lambda a: a**-0.4),
-    function("pow_tensor", aten.pow.Tensor_Tensor, torch.pow, (2, 9, 6), (9, 6), span=(0.2, 2.0), **BETWEEN),
+    function("pow_tensor", aten.pow.Tensor_Tensor, torch.pow, (2, 9, 6), (9, 6), span=(0.2, 2.0), **BETWEEN_TABLE),
     layer(
         "pow_tensor_between",
         aten.pow.Tensor_Tensor,
         lambda: Between(lambda a: torch.pow(a.abs() + 0.5, a * 0.5)),
         (24, 6),
         **BEHIND,
-        **BETWEEN_COARSE,
+        **BETWEEN_TABLE,
     ),
     function("logit", aten.logit.default, lambda a: torch.logit(a, 1e-2), PICTURE, span=(0.05, 0.95)),
     function("logit_plain", aten.logit.default, torch.logit, PICTURE, span=(0.05, 0.95)),
@@ -131,15 +130,15 @@ EXPONENTIALS = (
 CIRCULAR = (
     *both("sin", aten.sin.default, torch.sin),
     *both("cos", aten.cos.default, torch.cos),
-    *both("tan", aten.tan.default, torch.tan, (-1.2, 1.3), coarse=True, between=lambda a: torch.tan(a * 0.3)),
+    *both("tan", aten.tan.default, torch.tan, (-1.2, 1.3), near=BETWEEN_TABLE, between=lambda a: torch.tan(a * 0.3)),
     *of_unit("asin", aten.asin.default, torch.asin),
     *of_unit("acos", aten.acos.default, torch.acos),
     *both("atan", aten.atan.default, torch.atan),
-    *both("sinh", aten.sinh.default, torch.sinh, (-3.0, 3.0), coarse=True),
-    *both("cosh", aten.cosh.default, torch.cosh, (-3.0, 3.0), coarse=True),
+    *both("sinh", aten.sinh.default, torch.sinh, (-3.0, 3.0), near=BETWEEN_TABLE),
+    *both("cosh", aten.cosh.default, torch.cosh, (-3.0, 3.0), near=BETWEEN_TABLE),
     *both("asinh", aten.asinh.default, torch.asinh),
     function("acosh", aten.acosh.default, torch.acosh, PICTURE, span=(1.5, 9.0)),
-    layer("acosh_between", aten.acosh.default, lambda: Between(lambda a: torch.acosh(a.abs() + 1.25)), (24, 6), **BETWEEN_COARSE),
+    layer("acosh_between", aten.acosh.default, lambda: Between(lambda a: torch.acosh(a.abs() + 1.25)), (24, 6), **BETWEEN_TABLE),
     *of_unit("atanh", aten.atanh.default, torch.atanh),
     function("atan2", aten.atan2.default, torch.atan2, (2, 9, 6), (9, 6), span=(0.3, 4.0), **BETWEEN),
     layer("atan2_between", aten.atan2.default, lambda: Between(lambda a: torch.atan2(a.abs() + 0.5, a)), (24, 6), **BEHIND, **BETWEEN),
@@ -147,6 +146,7 @@ CIRCULAR = (
 
 # steps are not continuous: what quantization moves across one is off by it
 STEPPED = {
+    "near": BETWEEN_TABLE,
     "span": (-7.7, 8.4),
     "decibels": (("8a8w", 20.0), ("16a8w", 40.0)),
     "between_decibels": (("8a8w", 20.0), ("16a8w", 25.0)),

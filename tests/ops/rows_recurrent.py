@@ -40,7 +40,7 @@ class Cell(nn.Module):
 
 
 # at int16 the steps of the interpolated tables (85 dB) and of 48-bit accumulators add up over the recurrence
-STEPS = {"lsb_at_16": 10, "equal_at_16": 0.05}
+STEPS = {"lsb_at_16": 8, "equal_at_16": 0.08}
 
 RECURRENT = (
     layer("lstm", LINEAR, lambda: Output(nn.LSTM(6, 5, batch_first=True)), (2, 4, 6), **STEPS),
@@ -91,8 +91,7 @@ FOURIER = (
     function("irfft", LINEAR, lambda a: torch.fft.irfft(torch.view_as_complex(a)), (3, 7, 2), **MATRIX),
     function("irfft_odd", LINEAR, lambda a: torch.fft.irfft(torch.view_as_complex(a), n=11), (3, 6, 2), **MATRIX),
     function("rfft_filter", LINEAR, filtered, (3, 16), **TWICE),
-    # the root of a small sum magnifies what was rounded off it
-    function("rfft_magnitude", LINEAR, lambda a: torch.fft.rfft(a).abs(), (3, 16), **TWICE | {"lsb_at_16": 40}),
+    function("rfft_magnitude", LINEAR, lambda a: torch.fft.rfft(a).abs(), (3, 16), **TWICE | {"lsb_at_16": 2, "equal_at_16": 0.6}),
     layer("stft", LINEAR, lambda: Spectrum(False), (2, 64), **MATRIX),
     layer("stft_power", LINEAR, lambda: Spectrum(True), (2, 64), **TWICE),
 )

@@ -14,7 +14,7 @@ PICTURE, VOLUME = (1, 4, 9, 11), (1, 3, 6, 7, 8)
 # averages of few integers often lie half-way between two of them
 TIES = {"equal": 0.75}
 # several operators: the mean of powers, a sign, and a root that magnifies what was rounded off small means
-ROOT = {"lsb": 2, "equal": 0.75, "lsb_at_16": 40, "equal_at_16": 0.3, "decibels": (("16a8w", 70.0),)}
+ROOT = {"lsb": 2, "equal": 0.75, "lsb_at_16": 8, "equal_at_16": 0.4, "decibels": (("16a8w", 84.0),)}
 
 VOLUME_POOLS = (
     layer("max_pool_dilated", MAX, lambda: nn.MaxPool2d(3, dilation=2, stride=1), PICTURE),
@@ -172,5 +172,5 @@ SAMPLING = (
     layer("sample_constant", SAMPLE, Undistorted, PICTURE),
     layer("sample_constant_nearest", SAMPLE, lambda: Undistorted("nearest"), PICTURE),
     # the grid is a product with constants and a sum of them before the image is read there
-    layer("sample_affine", SAMPLE, Transformed, PICTURE, (1, 2, 3), lsb_at_16=2, equal_at_16=0.4),
+    layer("sample_affine", SAMPLE, Transformed, PICTURE, (1, 2, 3), lsb_at_16=2, equal_at_16=0.6),
 )
