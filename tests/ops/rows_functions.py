@@ -28,7 +28,7 @@ class Between(nn.Module):
         return self.last(self.function(y + 0.25) + y)  # type: ignore[operator]
 
 
-# Behind two layers and two sums, a few steps at int16. Tables are the cheapest of 78 dB, which is up to 4 steps of full scale (5 with the rest), and
+# Behind two layers and two sums, a few steps at int16. Tables are the cheapest of 78 dB, which is up to 4 steps of full scale, and
 # more where the function is steep: there one step of its argument is several of its result, too
 BETWEEN: dict[str, Any] = {"lsb_at_16": 5, "equal_at_16": 0.2}
 BETWEEN_TABLE: dict[str, Any] = {"lsb_at_16": 8, "equal_at_16": 0.1}
