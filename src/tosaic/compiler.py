@@ -84,13 +84,13 @@ def quantize(
     captured = captured_for_inference(model, example_inputs, dump=dump)
     _check_quantizable(captured)
     watch.lap("capture")
-    module, chosen, record = quantize_captured(
+    module, chosen, record, magnitudes = quantize_captured(
         captured.module, captured.example_inputs, calibration, recipe, output_names=captured.output_names, progress=progress
     )
     _dump(dump, "01_quantized.txt", module)
     watch.lap("quantize")
     names = captured.input_names, captured.output_names
-    return Quantized(module, captured.example_inputs, *names, recipe, chosen, record, watch.seconds)
+    return Quantized(module, captured.example_inputs, *names, recipe, chosen, record, magnitudes, watch.seconds)
 
 
 def prepare_qat(
@@ -154,18 +154,19 @@ def compile(
         if given is not None:
             model.recipe.check(given)
         module, output_names, reasons = model.module, model.output_names, {n: c.reason for n, c in model.chosen.items()}
+        magnitudes = model.magnitudes
         chosen_spec = given or model.recipe.smallest_spec()
         recipe, calibration = dataclasses.asdict(model.recipe), model.calibration
     else:
         captured = captured_for_inference(model, example_inputs, scheme, dump)
-        module, output_names, reasons = captured.module, captured.output_names, {}
+        module, output_names, reasons, magnitudes = captured.module, captured.output_names, {}, {}
         chosen_spec = given or _spec_of(module)
         recipe, calibration = {} if scheme is None else {"scheme": scheme}, {}
         watch.lap("capture")
     title = name or (type(model).__name__ if isinstance(model, nn.Module) else "model")
 
     def build(spec: Spec) -> tuple[Lowered, Graph]:
-        lowered = lower_graph(module, spec, output_names=output_names, name="main", io_layout=io_layout, reasons=reasons)
+        lowered = lower_graph(module, spec, output_names=output_names, io_layout=io_layout, reasons=reasons, magnitudes=magnitudes)
         _dump(dump, "02_lowered.txt", lowered.graph)
         if strict:
             _refuse_floats(lowered)

@@ -21,7 +21,8 @@ NCHW = (0, 3, 1, 2)
 LARGEST = float(np.finfo(np.float32).max)
 # bits of |stored - zero_point|; int32 values are scaled to 24 significant bits, sign included, and have head-room up to 2^30
 _MAGNITUDE_BITS = {DType.INT8: 8, DType.INT16: 15, DType.INT32: 23, DType.INT48: 47}
-STORED_BITS = 29  # of an int32 value that is stored coarser than calibration asks; nothing else has just as many
+CALIBRATED = 2.0**23  # what the calibrated maximum of an int32 value is stored as
+_STORED_BITS = 29  # of one that is stored coarser than that
 _USED_BITS = 26  # of a calibrated int32 value that a product or a long sum reads: beyond 8 times its range it saturates
 _LARGE_FACTOR = 2.0**6  # a calibrated int32 value stays within RESCALE's reach up to here
 _LARGEST_FACTOR = 2.0**28  # of RESCALE
@@ -42,9 +43,9 @@ def finite(numbers: np.ndarray, dtype: DType) -> np.ndarray:
 def excess(bits: int) -> int:
     """By how many bits a result of `bits` magnitude bits is shifted right.
 
-    Of more than 30 bits 30 are kept, and 28 of 29 and 30, so that nothing else has `STORED_BITS`.
+    30 are kept.
     """
-    return bits - 30 if bits > 30 else max(0, bits - 28)
+    return max(0, bits - 30)
 
 
 class Context:
@@ -205,7 +206,7 @@ class Context:
         assert x.value is not None and x.quant is not None
         if x.quant == target:
             return self.resolve_clamp(x)
-        return self.resolve_clamp(replace(x, value=self.rescale(x.value, x.quant, target), quant=target, bits=None, exact=False))
+        return self.resolve_clamp(_restored(x, self.rescale(x.value, x.quant, target), target, None))
 
     def _within_rescale(self, x: Operand, target: Quant) -> Operand:
         """`x` limited to what RESCALE to `target` may read, |value| < 2^(shift-1), where it is known to pass it.
@@ -225,7 +226,7 @@ class Context:
             if math.log2(float(factors.max())) + x.bits <= 31:
                 return x
             coarse = Quant(float(x.quant.scales.max()) * 2.0 ** (x.bits - 29), 0, DType.INT32)
-            narrowed = replace(x, value=self.rescale(x.value, x.quant, coarse), quant=coarse, bits=29, exact=False)
+            narrowed = _restored(x, self.rescale(x.value, x.quant, coarse), coarse, 29)
             return self._within_rescale(narrowed, target)
         limits = np.array([2 ** (multiplier_shift(float(f))[1] - 1) - 1 for f in factors])
         if x.bits < int(limits.min() + 1).bit_length():
@@ -242,23 +243,27 @@ class Context:
         rank = len(x.value.shape)
         value = self.emit(ops.Minimum(), self.emit(ops.Maximum(), x.value, self.i32(-1, rank)), self.i32(1, rank))
         value = self.emit(ops.Mul(), value, self.i32(1 << 28, rank))
-        return replace(x, value=value, quant=Quant(float(target.scales), 0, DType.INT32), bits=30, exact=False)
+        return _restored(x, value, Quant(float(target.scales), 0, DType.INT32), 30)
 
-    def store_as(self, x: Operand, target: Quant) -> Operand:
+    def store_as(self, x: Operand, target: Quant, magnitude: float | None = None) -> Operand:
         """`x` as a quantize operator asks for it, but coarser by a power of two where it could reach 2^29.
 
         An int32 value has 7 bits above its calibrated range; an accumulator can pass that for inputs unlike the
         calibration data, and RESCALE demands |value| < 2^(shift-1) of every input (specification section 1.10.2).
         Each bit that is given up is the last of 24.
+
+        Args:
+            magnitude: what calibration saw of it, where that is less than an int32 target says.
         """
         stored = self._store_as(x, target)
         if stored.value is None or stored.value.dtype is not DType.INT32:
             return stored
-        self.bounded(stored.value, -(2**30), 2**30, "its calibrated range and 7 bits of head-room")
-        if x.value is None or x.quant is None or stored.value is x.value or stored.clamped or x.clamped:
+        value, step = stored.value, float(stored.quant.scales)  # type: ignore[union-attr]
+        self.bounded(value, -(2**30), 2**30, "its calibrated range and 7 bits of head-room")
+        stored = replace(stored, calibrated=(magnitude or float(target.scales) * CALIBRATED) / step)
+        if x.value is None or x.quant is None or value is x.value or stored.clamped or x.clamped:
             return stored
-        step = float(stored.quant.scales)  # type: ignore[union-attr]
-        return replace(stored, origin=Origin(stored.value, step, x.value, x.quant, x.bits))
+        return replace(stored, origin=Origin(value, step, x.value, x.quant, x.bits))
 
     def _store_as(self, x: Operand, target: Quant) -> Operand:
         if target.dtype is not DType.INT32 or x.quant is None or x.bits is None or x.is_const:
@@ -266,12 +271,12 @@ class Context:
         if x.exact and not x.quant.per_channel and x.quant.dtype is DType.INT32 and x.bits <= 29:
             return self.resolve_clamp(x)  # an integer that nothing was rounded to: no other scale is better
         exponent = math.log2(float((x.quant.scales / target.scales).max()))
-        over = max(0, math.ceil(exponent + x.bits - STORED_BITS))
+        over = max(0, math.ceil(exponent + x.bits - _STORED_BITS))
         if x.quant.dtype is DType.INT48:  # 16-bit multipliers hold factors below 2^13
             over = max(over, math.ceil(exponent) - 12)
         if over == 0:
             return self.requantize(x, target)
-        return replace(self.requantize(x, replace(target, scale=float(target.scales) * 2.0**over)), bits=29)
+        return replace(self.requantize(x, replace(target, scale=float(target.scales) * 2.0**over)), bits=_STORED_BITS)
 
     def resolve_clamp(self, x: Operand) -> Operand:
         """Apply a pending clamp to what is stored."""
@@ -314,7 +319,7 @@ class Context:
         bits = x.bits if x.bits is not None else 31 if x.quant.dtype is DType.INT48 else 23
         target = Quant(float(x.quant.scales.max()) * 2.0 ** (bits - 23), 0, DType.INT32)
         assert x.value is not None
-        return replace(x, value=self.rescale(x.value, x.quant, target), quant=target, bits=23, exact=False)
+        return _restored(x, self.rescale(x.value, x.quant, target), target, 23)
 
     def to_i32(self, x: Operand, scale: float | None = None) -> Operand:
         """`x` as int32 with zero point 0, at `scale` (default: its own); clamps stay pending only if exact."""
@@ -327,7 +332,7 @@ class Context:
             return Operand(array=target.store(x.reals()), quant=target)
         assert x.value is not None
         exact = x.exact and x.quant.scale == target.scale
-        return replace(x, value=self.rescale(x.value, x.quant, target), quant=target, bits=bits, exact=exact)
+        return replace(_restored(x, self.rescale(x.value, x.quant, target), target, bits), exact=exact)
 
     def magnitude_bits(self, x: Operand) -> int:
         """b with |stored - zero_point| <= 2^b (of a calibrated int32 value: in use, without its head-room)."""
@@ -343,9 +348,10 @@ class Context:
             return x
         x = self.resolve_clamp(x)
         assert x.value is not None
-        rank, limit = len(x.value.shape), 2**_USED_BITS - 1
+        bits = _USED_BITS if x.calibrated is None else math.ceil(math.log2(x.calibrated)) + 3
+        rank, limit = len(x.value.shape), 2**bits - 1
         value = self.emit(ops.Minimum(), self.emit(ops.Maximum(), x.value, self.i32(-limit, rank)), self.i32(limit, rank))
-        return replace(x, value=value, bits=_USED_BITS, origin=None)
+        return replace(x, value=value, bits=bits, origin=None)
 
     # Float
 
@@ -390,6 +396,11 @@ class Context:
         return [
             Operand(self.logical(self.store(self.dequantize(x)))) if not x.is_real_const else self.store(_as_float(x)) for x in operands
         ]
+
+
+def _restored(x: Operand, value: Value, quant: Quant, bits: int | None) -> Operand:
+    """`x` stored as `value` at another quantization."""
+    return replace(x, value=value, quant=quant, bits=bits, exact=False, calibrated=None)
 
 
 def _as_float(x: Operand) -> Operand:

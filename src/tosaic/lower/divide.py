@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from tosaic.lower.context import Context
+from tosaic.lower.context import CALIBRATED, Context
 from tosaic.lower.elementwise import broadcast_ranks, multiply
 from tosaic.lower.fixed import TOP, as_wanted, calc, inner_scale, reciprocal, wide_scale
 from tosaic.lower.operand import Operand, Quant
@@ -53,11 +53,13 @@ def _quotient(ctx: Context, a: Operand, b: Operand) -> Operand:
     if average is not None:
         return _divide_average(ctx, average)
     want, ctx.want = ctx.want, None
-    a, b = (x if x.is_const else ctx.to_i32(_narrowed(ctx, x)) for x in (a, b))
+    a, b = (x if x.is_const else _narrowed(ctx, x) for x in (a, b))
+    top_reach = _reach(a)
+    a, b = (x if x.is_const else ctx.to_i32(x) for x in (a, b))
     ctx.want = want
     assert b.quant is not None and b.value is not None
     (top, below), perm = ctx.same_layout(*broadcast_ranks(ctx, Operand(array=a.reals()) if a.is_const else a, b))
-    reach = _reach(a) / float(b.quant.scale)  # type: ignore[arg-type]
+    reach = top_reach / float(b.quant.scale)  # type: ignore[arg-type]
     scale = inner_scale(ctx, reach)
     unit = 1.0 if a.is_const else float(a.quant.scale)  # type: ignore[union-attr, arg-type]
     numerator, exponent = _mantissa(unit / (float(b.quant.scale) * scale))  # type: ignore[arg-type]
@@ -94,7 +96,7 @@ def _narrowed(ctx: Context, x: Operand) -> Operand:
 def _reach(x: Operand) -> float:
     if x.is_const:
         return float(np.abs(x.reals()).max(initial=0.0)) or 1.0
-    return float(x.quant.scale) * 2.0**23  # type: ignore[union-attr, arg-type]
+    return float(x.quant.scale) * (x.calibrated or CALIBRATED)  # type: ignore[union-attr, arg-type]
 
 
 def _mantissa(number: float) -> tuple[int, int]:

@@ -71,6 +71,7 @@ class Operand:
         quant: None for float, index and bool tensors.
         axis: channel axis of a constant that is quantized per channel.
         bits: |stored - zero_point| < 2^bits, where that is known more exactly than by the type.
+        calibrated: |stored - zero_point| in calibration, of a value that calibration saw and int32 holds.
         exact: the stored integers are the result itself: nothing was rounded to this scale.
         origin: what `value` was rounded from, so that a narrower form of it need not be rounded twice.
     """
@@ -84,6 +85,7 @@ class Operand:
     high: float = math.inf
     axis: int | None = None
     bits: int | None = None
+    calibrated: float | None = None
     exact: bool = False
     origin: Origin | None = None
 

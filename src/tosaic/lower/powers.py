@@ -156,7 +156,7 @@ def periodic(ctx: Context, x: Operand, function: Function, period: float) -> Ope
     if typical(x) <= period / 4:
         return by_interval(ctx, x, function)
     whole = Function(lambda v: function.real(v * period), function.in_float)
-    turns = replace(x, value=_phase(ctx, x, period), quant=Quant(2.0**-16, 0, DType.INT16), bits=None)
+    turns = replace(x, value=_phase(ctx, x, period), quant=Quant(2.0**-16, 0, DType.INT16), bits=None, calibrated=None)
     return by_interval(ctx, turns, whole, radius=0.5)
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tosaic.lower.approximate import SATURATED, WHOLE16, Curve, Line, Nearest, Real, Steps, finite, index_of, position16
-from tosaic.lower.context import STORED_BITS, Context
+from tosaic.lower.context import CALIBRATED, Context
 from tosaic.lower.fixed import lookup
 from tosaic.lower.operand import Operand, Quant
 from tosaic.lower.reals import as_real, structural_bits
@@ -204,27 +204,28 @@ def _cheapest(
 def typical(x: Operand) -> float:
     """Magnitude that an int32 operand reaches in use.
 
-    A stored value is scaled to 2^23. One that was never stored is known by the bound of its accumulator, which its inputs
-    do not come near.
+    What calibration saw, or else 2^23 steps. Of an accumulator only the bound is known, which its inputs do not come near.
     """
     assert x.quant is not None
-    return float(x.quant.scale) * 2.0 ** (x.bits - 4 if _is_natural(x) else 23)  # type: ignore[arg-type, operator]
+    steps = x.calibrated or (2.0 ** (x.bits - 4) if x.bits is not None else CALIBRATED)
+    return float(x.quant.scale) * steps  # type: ignore[arg-type]
+
+
+def _bound(x: Operand) -> float | None:
+    """The bound of an operand of which calibration says nothing."""
+    assert x.quant is not None
+    return None if x.bits is None or x.calibrated is not None else float(x.quant.scale) * 2.0**x.bits  # type: ignore[arg-type]
 
 
 def _edges(x: Operand) -> list[float]:
     """Ranges over which an approximation must be good."""
-    assert x.quant is not None
-    return [typical(x), float(x.quant.scale) * 2.0**x.bits] if _is_natural(x) else [typical(x)]  # type: ignore[arg-type, operator]
-
-
-def _is_natural(x: Operand) -> bool:
-    return x.bits is not None and (x.bits != STORED_BITS or x.exact)
+    bound = _bound(x)
+    return [typical(x)] if bound is None else [typical(x), bound]
 
 
 def radius_of(x: Operand, reach: float) -> float:
-    """Radius of the interval: twice the calibrated range, up to the next of few values."""
-    assert x.quant is not None
-    largest = float(x.quant.scale) * 2.0 ** (x.bits if _is_natural(x) else 24)  # type: ignore[arg-type, operator]
+    """Radius of the interval: the bound, or twice the calibrated range, up to the next of few values."""
+    largest = _bound(x) or 2 * typical(x)
     if math.isinf(reach):
         return 2.0 ** math.ceil(math.log2(largest))
     return reach * 2.0 ** min(0, math.ceil(math.log2(largest / reach)))

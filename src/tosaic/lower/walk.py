@@ -73,17 +73,19 @@ def lower_graph(
     name: str = "main",
     io_layout: str = "model",
     reasons: Mapping[str, str] | None = None,
+    magnitudes: Mapping[str, float] | None = None,
 ) -> Lowered:
     """Lower a captured (and quantized) module.
 
     Args:
         io_layout: "nhwc" stores rank-4 inputs and outputs channels last.
         reasons: node name -> why the quantizer left it float, for the ledger.
+        magnitudes: node name -> what calibration saw of an int32 value, where that is less than its scale says.
 
     Raises:
         UnsupportedError: lists every operator that cannot be lowered, with its place in the model.
     """
-    return _Walk(module, spec, output_names, name, io_layout, reasons or {}).run()
+    return _Walk(module, spec, output_names, name, io_layout, reasons or {}, magnitudes or {}).run()
 
 
 def _is_unknown(node: Node) -> bool:
@@ -111,9 +113,17 @@ def check_operators(module: torch.fx.GraphModule) -> None:
 
 class _Walk:
     def __init__(
-        self, module: torch.fx.GraphModule, spec: Spec, output_names: list[str], name: str, io_layout: str, reasons: Mapping[str, str]
+        self,
+        module: torch.fx.GraphModule,
+        spec: Spec,
+        output_names: list[str],
+        name: str,
+        io_layout: str,
+        reasons: Mapping[str, str],
+        magnitudes: Mapping[str, float],
     ) -> None:
-        self.module, self.spec, self.output_names, self.io_layout, self.reasons = module, spec, output_names, io_layout, reasons
+        self.module, self.spec, self.output_names, self.io_layout = module, spec, output_names, io_layout
+        self.reasons, self.magnitudes = reasons, magnitudes
         self.builder = Builder(name)
         self.builder.reserve(output_names)
         self.ctx = Context(self.builder, spec)
@@ -301,7 +311,7 @@ class _Walk:
             x = x.clamp(float(target.real(np.array(low - shift))), float(target.real(np.array(high - shift))))
         source = _source(node)
         with self.builder.at(source.name, location_of(source)):
-            return self.ctx.store_as(x, target)
+            return self.ctx.store_as(x, target, self.magnitudes.get(source.name))
 
     def _quantized_constant(self, node: Node, x: Operand) -> Operand:
         """A weight: quantized by PyTorch's own operator, so that it is what the fake-quantized model computes with."""

@@ -33,6 +33,7 @@ class Quantized:
         recipe: what the user asked for.
         chosen: node name -> decision of the quantizer.
         calibration: number of samples and SHA-256 of the calibration data.
+        magnitudes: node name -> the largest magnitude in calibration of an int32 value whose scale holds more.
         timings: seconds of each stage so far.
     """
 
@@ -43,6 +44,7 @@ class Quantized:
     recipe: Recipe
     chosen: dict[str, Chosen]
     calibration: dict[str, Any] = field(default_factory=dict)
+    magnitudes: dict[str, float] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
 
     def __call__(self, *inputs: torch.Tensor) -> Any:
@@ -58,7 +60,7 @@ def quantize_captured(
     *,
     output_names: Sequence[str] = (),
     progress: Callable[[int], None] | None = None,
-) -> tuple[torch.fx.GraphModule, dict[str, Chosen], dict[str, Any]]:
+) -> tuple[torch.fx.GraphModule, dict[str, Chosen], dict[str, Any], dict[str, float]]:
     """Observe, calibrate and convert a captured graph (batch norm folded already).
 
     Args:
@@ -68,7 +70,7 @@ def quantize_captured(
         progress: called with the number of samples seen.
 
     Returns:
-        The quantized module, the decisions, and the record of the calibration data.
+        The quantized module, the decisions, the record of the calibration data, and the magnitudes (see `Quantized`).
 
     Raises:
         InputError: empty calibration, wrong shapes or types, or values that are not finite.
@@ -80,12 +82,12 @@ def quantize_captured(
         prepared = prepare(module, quantizer)
         layers = FloatMeans(prepared)
         record = calibrate(layers.sample, example_inputs, calibration, progress)
-        share_scales(prepared)
+        magnitudes = share_scales(prepared)
         converted = convert(prepared)
         set_units(converted)
         if recipe.bias_correction:
             correct_biases(converted, layers.samples, layers.means())
-    return converted, quantizer.chosen, record
+    return converted, quantizer.chosen, record, magnitudes
 
 
 @torch.no_grad()

@@ -101,9 +101,9 @@ class QatSession:
             if not torch.isfinite(parameter).all():
                 raise QuantizeError(f"weight '{name}' is not finite after training", remedy="lower the learning rate")
         self._finish_training(self.model)
-        share_scales(self.model)
+        magnitudes = share_scales(self.model)
         converted = convert(self.model)
         input_names, output_names = self._names
         return Quantized(
-            converted, self._example_inputs, input_names, output_names, self._recipe, self._quantizer.chosen, self._calibration
+            converted, self._example_inputs, input_names, output_names, self._recipe, self._quantizer.chosen, self._calibration, magnitudes
         )

@@ -18,12 +18,16 @@ _JOINING = (
     *(aten.maximum.default, aten.minimum.default),
 )
 _MOST, _MOST_IN_SUMS = 2.0**3, 2.0**12  # how much larger than its own a value's range may become
-# Sums keep two bits more: an accumulator can be larger than any that calibration saw, and still needs no coarser scale
-_ROOM = 4.0
+# Sums keep four bits more: an accumulator can be larger than any that calibration saw, and still needs no coarser scale
+_ROOM = 16.0
 
 
-def share_scales(observed: GraphModule) -> None:
-    """Widen the ranges that observers found (or fake quantization trained with), in place."""
+def share_scales(observed: GraphModule) -> dict[str, float]:
+    """Widen the ranges that observers found (or fake quantization trained with), in place.
+
+    Returns:
+        The magnitude that calibration saw of each widened value, by the name of the node that makes it.
+    """
     leader: dict[Observer, Observer] = {}
     only_summed: set[Observer] = set()
 
@@ -43,8 +47,11 @@ def share_scales(observed: GraphModule) -> None:
     groups: dict[Observer, list[Observer]] = {}
     for observer in list(leader):
         groups.setdefault(find(observer), []).append(observer)
+    seen = {observer: _reach(observer) for observer in leader}
     for members in groups.values():
         _share(members, only_summed)
+    found = ((node, _wide_observer(observed, node)) for node in observed.graph.nodes)
+    return {str(node.args[0]): seen[o] for node, o in found if o is not None and o in seen and _reach(o) != seen[o]}
 
 
 def _wide_observer(observed: GraphModule, node: Node) -> Observer | None:
