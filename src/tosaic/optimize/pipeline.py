@@ -9,6 +9,7 @@ from tosaic.optimize.layout import choose_layouts
 from tosaic.optimize.limits import drop_idle_limits
 from tosaic.optimize.rewrite import Evaluate, rewrite
 from tosaic.optimize.shapes import fit_ranks
+from tosaic.optimize.siblings import merge_siblings
 from tosaic.optimize.simplify import fold_constants, merge_constants
 from tosaic.tosa.graph import Graph
 
@@ -42,6 +43,11 @@ def ranks(graph: Graph, evaluate: Evaluate) -> Graph:
     return fit_ranks(graph)
 
 
+def siblings(graph: Graph, evaluate: Evaluate) -> Graph:
+    """See `siblings.merge_siblings`."""
+    return merge_siblings(graph)
+
+
 PASSES: tuple[Pass, ...] = (
     fold_constants,  # first: what is constant has any layout, any shape and known bounds
     one_constant,  # before common subexpressions are sought, which compare operands by identity
@@ -49,6 +55,7 @@ PASSES: tuple[Pass, ...] = (
     limits,  # after constants have their numbers
     layouts,  # brings operators together that a TRANSPOSE stood between; the next round of `simplify` joins them
     ranks,  # after layouts, which turn some TRANSPOSEs into a RESHAPE
+    siblings,  # after ranks, which leave one RESHAPE between a projection and its heads
 )
 ROUNDS = 10
 

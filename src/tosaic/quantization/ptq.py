@@ -19,6 +19,7 @@ from tosaic.quantization.per_token import mark_linears, set_units
 from tosaic.quantization.pt2e import convert, prepare
 from tosaic.quantization.quantizer import Chosen, TosaQuantizer
 from tosaic.quantization.schemes import Recipe
+from tosaic.quantization.siblings import share_zero_points
 from tosaic.quantization.streams import share_scales
 
 Inputs = tuple[Any, ...]
@@ -83,6 +84,7 @@ def quantize_captured(
         layers = FloatMeans(prepared)
         record = calibrate(layers.sample, example_inputs, calibration, progress)
         magnitudes = share_scales(prepared)
+        share_zero_points(prepared)
         converted = convert(prepared)
         set_units(converted)
         if recipe.bias_correction:
