@@ -10,7 +10,12 @@ from torch import Tensor, nn
 
 import tosaic
 from tosaic.artifact import Artifact
+from tosaic.lower.context import Context
+from tosaic.lower.operand import Operand, Quant
+from tosaic.lower.tables import typical
 from tosaic.tosa import ops
+from tosaic.tosa.graph import Builder
+from tosaic.tosa.spec import Spec
 from tosaic.tosa.types import DType
 
 
@@ -55,6 +60,24 @@ def test_a_sum_in_a_residual_stream_is_one_operator(scheme: str) -> None:
         rescaled = [s for s in sources if isinstance(s.op, ops.Rescale)]
         # one operand comes from an accumulator; the stream itself, a sum too, comes as it is (the first one from `first`)
         assert all(not isinstance(makers[s.inputs[0]].op, ops.Add | ops.Rescale) for s in rescaled)
+
+
+def test_lowering_knows_what_calibration_saw_of_a_widened_value() -> None:
+    torch.manual_seed(0)
+    model, samples = Stream(3), [(torch.randn(1, 6, 16),) for _ in range(4)]
+    _, quantized = compiled(model, samples)
+    with torch.no_grad():
+        assert quantized.magnitudes["linear"] == pytest.approx(max(float(model.first(x).abs().max()) for (x,) in samples))
+
+
+@pytest.mark.parametrize(("magnitude", "reach"), [(None, 8.0), (3.0, 3.0)])
+def test_a_table_is_as_wide_as_its_operand_in_calibration(magnitude: float | None, reach: float) -> None:
+    """Not as its scale says, which is 2^5 times coarser here as the accumulator's bound asks for it."""
+    ctx = Context(Builder(), Spec.parse("TOSA-1.0+INT"))
+    accumulator = Operand(ctx.builder.input("x", DType.INT32, (4,)), quant=Quant(2.0**-10, 0, DType.INT32), bits=24)
+    stored = ctx.store_as(accumulator, Quant(2.0**-20, 0, DType.INT32), magnitude)
+    assert stored.quant is not None and stored.quant.scale == 2.0**-15
+    assert typical(stored) == reach
 
 
 def test_what_cancels_keeps_its_own_scale() -> None:
