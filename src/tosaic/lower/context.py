@@ -348,7 +348,7 @@ class Context:
             return x
         x = self.resolve_clamp(x)
         assert x.value is not None
-        bits = _USED_BITS if x.calibrated is None else math.ceil(math.log2(x.calibrated)) + 3
+        bits = _USED_BITS if x.calibrated is None else max(1, math.ceil(math.log2(x.calibrated))) + 3
         rank, limit = len(x.value.shape), 2**bits - 1
         value = self.emit(ops.Minimum(), self.emit(ops.Maximum(), x.value, self.i32(-limit, rank)), self.i32(limit, rank))
         return replace(x, value=value, bits=bits, origin=None)

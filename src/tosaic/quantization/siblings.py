@@ -34,8 +34,10 @@ def share_zero_points(observed: GraphModule) -> None:
 
 def _split_into_heads(observed: GraphModule, linear: Node) -> Observer | None:
     """The observer of a layer's int8 result that nothing but a reshape reads."""
-    (reader, *others) = linear.users
-    if others or reader.op != "call_module" or any(user.target not in _HEADS for user in reader.users):
+    if len(linear.users) != 1:
+        return None
+    (reader,) = linear.users
+    if reader.op != "call_module" or any(user.target not in _HEADS for user in reader.users):
         return None
     observer = observed.get_submodule(str(reader.target))
     fits = isinstance(observer, Observer) and observer.dtype is torch.int8 and not observer.symmetric and not observer.per_channel
