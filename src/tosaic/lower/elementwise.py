@@ -261,4 +261,5 @@ def hardtanh(ctx: Context, x: Operand, low: float = -1.0, high: float = 1.0) -> 
 @lower(aten.clamp.default)
 def clamp(ctx: Context, x: Operand, low: float | None = None, high: float | None = None) -> Operand:
     """clamp(Tensor self, Scalar? min=None, Scalar? max=None) -> Tensor"""
-    return clamp_to(ctx, x, -_INF if low is None else float(low), _INF if high is None else float(high))
+    most = _INF if high is None else float(high)
+    return clamp_to(ctx, x, -_INF if low is None else min(float(low), most), most)  # where they cross, PyTorch gives the upper one
