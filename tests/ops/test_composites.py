@@ -25,7 +25,7 @@ from tosaic.lower.reduce import sum_
 from tosaic.lower.similarity import cosine_similarity
 from tosaic.lower.softmax import exp_below_max, log_softmax, logsumexp, softmax
 from tosaic.tosa import ops
-from tosaic.tosa.graph import Builder, Graph, verify
+from tosaic.tosa.graph import Builder, Graph, Value, verify
 from tosaic.tosa.ranges import check_ranges
 from tosaic.tosa.spec import Spec
 from tosaic.tosa.types import DType
@@ -133,9 +133,17 @@ def build(lower: Lower, quants: Sequence[Quant], shapes: Sequence[tuple[int, ...
     return graph, result.quant
 
 
+def within_bounds(value: Value, array: np.ndarray) -> None:
+    """What lowering declares of a value, and the range analysis believes, is so."""
+    if value.bound is not None:
+        low, high = int(array.min()), int(array.max())
+        assert value.bound.low <= low and high <= value.bound.high, f"%{value.name} holds {low}..{high}, but is declared {value.bound}"
+
+
 def run_both(graph: Graph, inputs: Sequence[np.ndarray], reference: Run) -> np.ndarray:
+    """Integers on which both agree; what was declared of values on the way holds."""
     arrays = [np.ascontiguousarray(x, dtype=v.dtype.numpy) for x, v in zip(inputs, graph.inputs, strict=True)]
-    (ours,), (theirs,) = evaluate(graph, arrays), reference(graph, arrays)
+    (ours,), (theirs,) = evaluate(graph, arrays, watch=within_bounds), reference(graph, arrays)
     assert np.array_equal(ours, theirs)
     return ours
 
@@ -255,6 +263,21 @@ def test_logarithms_are_absolutely_close(reference: Run) -> None:
                 exact = composite.real(quant.real(x))
                 graph, stored = build(composite.lower, [quant], [x.shape], wide(max(10.0, float(np.abs(exact).max()))))
                 assert np.abs(stored.real(run_both(graph, [x], reference)) - exact).max() < 2.0**-12.4 + 1e-6 * np.abs(exact).max()
+
+
+def test_logarithms_whose_sum_is_near_one(reference: Run) -> None:
+    """Results near zero are wanted in steps far below those of a logarithm; rows of one element have no logarithm at all."""
+    quant, composite = Quant(math.log(16) / 100, 100, DType.INT8), COMPOSITES["logsumexp"]
+    x = np.zeros((4, 16), np.int64)
+    x[1:, 0] = 1, -1, 2
+    for source, rows in ((quant, x), (Quant(2.0**-30, 0, DType.INT32), x[:, :1] * 2**20)):
+        exact = composite.real(source.real(rows))
+        for dtype in (DType.INT8, DType.INT32):
+            graph, stored = build(composite.lower, [source], [rows.shape], target(exact, dtype))
+            assert check_ranges(graph) == []
+            assert np.abs(stored.real(run_both(graph, [rows], reference)) - exact).max() < 2.0**-12.4
+    graph, stored = build(COMPOSITES["log_softmax"].lower, [Quant(2.0**-30, 0, DType.INT32)], [(4, 1)], Quant(2.0**-40, 0, DType.INT32))
+    assert np.abs(stored.real(run_both(graph, [x[:, :1] * 2**20], reference))).max() < 2.0**-12.4
 
 
 def test_constant_rows(reference: Run) -> None:

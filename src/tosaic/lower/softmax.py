@@ -199,17 +199,22 @@ def _negative_log(ctx: Context, total: Value, bits: int, drop: int, scale: float
 
 
 def _log_scale(ctx: Context, r: Rows) -> float:
-    """The wanted scale, where neither the input at it nor 31 log 2 leaves int32."""
+    """The wanted scale, where neither the input at it nor 31 log 2 leaves int32, and the log N of `_farthest` is below 2^27.3."""
     fine = inner_scale(ctx, 0.0)
-    return max(fine, r.scale * r.steps * 2.0 ** (-31 if r.steps == 2**31 else -28), 2.0**-26)
+    return max(fine, r.scale * r.steps * 2.0 ** (-31 if r.steps == 2**31 else -28), 2.0**-24)
+
+
+def _farthest(r: Rows, scale: float) -> int:
+    """The largest distance, in steps of the input, that a logarithm at `scale` takes: 2^29 less log N < 10."""
+    return int((2**29 - 10 / scale) * scale / r.scale)
 
 
 @lower(aten._log_softmax.default)
 def log_softmax(ctx: Context, x: Operand, dim: int, half_to_float: bool = False) -> Operand:
     """_log_softmax(Tensor self, int dim, bool half_to_float) -> Tensor
 
-    x - max(x) - log(sum(exp(x - max(x)))). The distance below the maximum saturates where 2^29 less log N is passed, and the
-    logarithm of a sum in [1, 16384] is below 9.8 <= 2^29.3 2^-26, so that the result is below 2^29 + 2^29.3 - 2^29.3.
+    x - max(x) - log(sum(exp(x - max(x)))). The distance below the maximum saturates at `_farthest`, and the logarithm of a sum
+    in [1, 16384] is below 9.8, so that the result is below 2^29.
     """
     if not in_integers(ctx, x):
         value = ctx.floats(x)[0].value
@@ -221,8 +226,7 @@ def log_softmax(ctx: Context, x: Operand, dim: int, half_to_float: bool = False)
     r = rows(ctx, x, [dim])
     parts = _exp_sum(ctx, r)
     scale = _log_scale(ctx, r)
-    below = parts.below
-    limit = int((2**29 - 10 / scale) * scale / r.scale)
+    below, limit = parts.below, _farthest(r, scale)
     if limit < r.steps - 1:
         below = calc(ctx, ops.Minimum(), below, limit)
     below = ctx.rescale(below, Quant(r.scale, 0, DType.INT32), Quant(scale, 0, DType.INT32))
@@ -234,7 +238,7 @@ def log_softmax(ctx: Context, x: Operand, dim: int, half_to_float: bool = False)
 def logsumexp(ctx: Context, x: Operand, dims: Sequence[int], keepdim: bool = False) -> Operand:
     """logsumexp(Tensor self, int[1] dim, bool keepdim=False) -> Tensor
 
-    max(x) + log(sum(exp(x - max(x)))), the maximum limited to 2^29 less log N.
+    max(x) + log(sum(exp(x - max(x)))), the maximum limited to `_farthest`.
     """
     dims = [axis_of(d, len(x.shape)) for d in ([dims] if isinstance(dims, int) else dims or range(len(x.shape)))]
     if not in_integers(ctx, x):
@@ -247,8 +251,7 @@ def logsumexp(ctx: Context, x: Operand, dims: Sequence[int], keepdim: bool = Fal
         r = rows(ctx, x, dims)
         parts = _exp_sum(ctx, r)
         scale = _log_scale(ctx, r)
-        limit = int((2**29 - 10 / scale) * scale / r.scale)
-        top = parts.top
+        top, limit = parts.top, _farthest(r, scale)
         if limit < r.steps // 2:
             top = calc(ctx, ops.Maximum(), calc(ctx, ops.Minimum(), top, limit), -limit)
         top = ctx.rescale(top, Quant(r.scale, 0, DType.INT32), Quant(scale, 0, DType.INT32))
