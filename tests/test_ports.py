@@ -68,3 +68,19 @@ def test_wide_ports_and_caches(reference: Run) -> None:
 def test_unknown_ports(ports: dict[str, str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         compiled(ports=ports)
+
+
+def test_any_integer_at_a_wide_port_stays_within_the_specification(reference: Run) -> None:
+    """The reference model stops at what the specification leaves undefined: here sums, and RESCALEs by more than 1."""
+
+    class Mixed(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            return torch.cumsum(x, -1) + y, torch.floor(x * 3) - 0.01 * y
+
+    x, y = torch.randn(2, 8, generator=torch.Generator().manual_seed(0)), torch.randn(2, 8, generator=torch.Generator().manual_seed(1))
+    artifact = tosaic.compile(tosaic.quantize(Mixed(), (x, y), [(x, y)], ports={"x": "int32", "y": "int32"}), strict=True)
+    ends = np.iinfo(np.int32)
+    for row in ([ends.max] * 8, [ends.min] * 8, [ends.max, ends.min] * 4):
+        stored = [np.array([row, row[::-1]], np.int32), np.array([row, row], np.int32)]
+        for a, b in zip(artifact.run(stored, float_io=False), reference(artifact.graph, stored), strict=True):
+            np.testing.assert_array_equal(a, b)

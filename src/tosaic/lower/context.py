@@ -346,12 +346,24 @@ class Context:
         assert x.quant is not None
         if x.quant.dtype is not DType.INT32 or x.bits is not None or x.exact or x.is_const:
             return x
-        x = self.resolve_clamp(x)
-        assert x.value is not None
         bits = _USED_BITS if x.calibrated is None else max(1, math.ceil(math.log2(x.calibrated))) + 3
+        return replace(self._between(self.resolve_clamp(x), bits), origin=None)
+
+    def saturated(self, x: Operand) -> Operand:
+        """A calibrated int32 value that comes from outside, limited to the head-room of what is stored here.
+
+        Without its bound, that it may hold any number, the range analysis would leave its overflows to the caller.
+        """
+        assert x.value is not None
+        self.bounded(x.value, DType.INT32.min, DType.INT32.max, "whatever the caller feeds")
+        return replace(self._between(x, _STORED_BITS), calibrated=CALIBRATED)
+
+    def _between(self, x: Operand, bits: int) -> Operand:
+        """`x` saturated to |stored| < 2^bits."""
+        assert x.value is not None
         rank, limit = len(x.value.shape), 2**bits - 1
         value = self.emit(ops.Minimum(), self.emit(ops.Maximum(), x.value, self.i32(-limit, rank)), self.i32(limit, rank))
-        return replace(x, value=value, bits=bits, origin=None)
+        return replace(x, value=value, bits=bits)
 
     # Float
 

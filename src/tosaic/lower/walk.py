@@ -177,7 +177,8 @@ class _Walk:
         zero_point = stored.zero_point if stored else None
         self._note(node, Operand(value, quant=stored, perm=perm))
         self.inputs.append(Port(value.name, dtype, shape, scale, zero_point, "nhwc" if perm else "model"))
-        return Operand(value, quant=stored, perm=perm)
+        x = Operand(value, quant=stored, perm=perm)
+        return self.ctx.saturated(x) if stored is not None and dtype is DType.INT32 else x
 
     def _output(self, leaf: Any, name: str, taken: list[Value]) -> tuple[Value, Port]:
         if not isinstance(leaf, Node | bool | int | float):

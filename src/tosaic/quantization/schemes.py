@@ -88,7 +88,7 @@ class Recipe:
         observer: "minmax" or "percentile" (99.99th) for calibration of int8 and int16 values.
         bias_correction: move each layer's mean output to the float model's (PTQ only).
         ports: input or output name -> precision, where it is not the scheme's: "int32" hands a value on as it is between operators,
-            for a part of a larger model.
+            for a part of a larger model. Such an input may hold any integer: beyond 64 times its calibrated range it saturates.
     """
 
     scheme: str = "8a8w"
