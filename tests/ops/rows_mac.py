@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from ops.rows import function, layer
 from torch import Tensor, nn
 
+from tosaic import operators
+
 aten = torch.ops.aten
 CONV, LINEAR, NORM = aten.convolution.default, aten.linear.default, aten.batch_norm.default
 MM, BMM = aten.mm.default, aten.bmm.default
@@ -91,6 +93,13 @@ TRANSPOSED = (
 )
 
 PRODUCTS = (
+    layer(
+        "per_token_linear",
+        operators.per_token_linear,
+        lambda: Multiplied(lambda x, w: operators.per_token_linear(x, w, None, 0.0), (6, 16)),
+        (3, 5, 16),
+        precisions=("8a8w", "fp32"),  # what it rounds to is int8
+    ),
     layer("linear_1d", LINEAR, lambda: nn.Linear(24, 40), (24,)),
     layer("linear_2d", LINEAR, lambda: nn.Linear(8, 6), (5, 8)),
     layer("linear_3d", LINEAR, lambda: nn.Linear(8, 6, bias=False), (2, 5, 8)),
