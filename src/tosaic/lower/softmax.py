@@ -213,7 +213,7 @@ def _farthest(r: Rows, scale: float) -> int:
 def log_softmax(ctx: Context, x: Operand, dim: int, half_to_float: bool = False) -> Operand:
     """_log_softmax(Tensor self, int dim, bool half_to_float) -> Tensor
 
-    x - max(x) - log(sum(exp(x - max(x)))). The distance below the maximum saturates at `_farthest`, and the logarithm of a sum
+    x - max(x) - log(sum(exp(x - max(x)))). The distance below the maximum saturates at 2^29 less log N, and the logarithm of a sum
     in [1, 16384] is below 9.8, so that the result is below 2^29.
     """
     if not in_integers(ctx, x):
@@ -238,7 +238,7 @@ def log_softmax(ctx: Context, x: Operand, dim: int, half_to_float: bool = False)
 def logsumexp(ctx: Context, x: Operand, dims: Sequence[int], keepdim: bool = False) -> Operand:
     """logsumexp(Tensor self, int[1] dim, bool keepdim=False) -> Tensor
 
-    max(x) + log(sum(exp(x - max(x)))), the maximum limited to `_farthest`.
+    max(x) + log(sum(exp(x - max(x)))), the maximum limited to 2^29 less log N.
     """
     dims = [axis_of(d, len(x.shape)) for d in ([dims] if isinstance(dims, int) else dims or range(len(x.shape)))]
     if not in_integers(ctx, x):
