@@ -125,7 +125,9 @@ def test_what_cannot_run_together_runs_one_by_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"batch": 0}, {"batch": 2, "on": "reference"}, {"batch": 2, "timer": lambda nodes, seconds: None}], ids=str
+    "options",
+    [{"batch": 0}, {"batch": 2, "on": "reference"}, {"batch": 2, "timer": lambda nodes, seconds: None}],
+    ids=["none", "reference", "timer"],
 )
 def test_refuses_a_batch_that_means_nothing(artifact: tosaic.Artifact, options: dict) -> None:
     with pytest.raises(InputError, match=rf"batch is {options['batch']}: expected at least 1, on the simulator and without a timer"):
