@@ -10,6 +10,7 @@ from ops.rows_indexing import EMBEDDINGS, ORDER, READING, WRITING
 from ops.rows_mac import CONVOLUTIONS, PRODUCTS, TRANSPOSED
 from ops.rows_meeting import DISTANCES, EXTREMES, MEETING
 from ops.rows_norms import DIVISIONS, MOMENTS, NORMS, SOFTMAXES
+from ops.rows_ranks import RANKS
 from ops.rows_recurrent import FOURIER, RECURRENT
 from ops.rows_shape import CHOICES, MOVEMENT, POOLS, RESIZES
 from ops.rows_spatial import INTERPOLATIONS, SAMPLING, VOLUME_POOLS
@@ -49,4 +50,5 @@ FAMILIES: dict[str, tuple[Row, ...]] = {
     "reductions": REDUCTIONS,
     "integers": INTEGERS,
     "masks": MASKS,
+    "seven axes": RANKS,
 }

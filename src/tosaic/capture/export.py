@@ -26,6 +26,7 @@ from tosaic.capture.composites import assemble_composites
 from tosaic.capture.decompositions import DECOMPOSITIONS
 from tosaic.capture.fourier import without_complex
 from tosaic.capture.products import products_to_linear
+from tosaic.capture.ranks import merge_axes
 from tosaic.errors import CaptureError, InputError, line_of, place_of
 from tosaic.operators import dropout_marker
 
@@ -138,6 +139,7 @@ def as_captured(program: torch.export.ExportedProgram, module: torch.fx.GraphMod
     divide_after_product(module)
     assemble_composites(module)
     canonicalize_batch_norm(module)
+    merge_axes(module)
     tidy(module)
     names = [n.name for n in module.graph.nodes if n.op == "placeholder"]
     return Captured(module, inputs, names, _output_names(program, module))
