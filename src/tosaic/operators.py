@@ -38,3 +38,5 @@ exp_below_max = torch.ops.tosaic.exp_below_max.default
 per_token_linear = torch.ops.tosaic.per_token_linear.default
 # stands for a dropout while the model is exported for evaluation, where dropouts vanish
 dropout_marker = torch.ops.tosaic.dropout_marker.default
+# of a product along an axis that is one operator of a quantized program; more are multiplied in pairs
+MOST_FACTORS = 8

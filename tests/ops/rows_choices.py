@@ -204,6 +204,8 @@ REDUCTIONS = (
     function("argmax_rank_1", aten.argmax.default, torch.argmax, (9,)),
     function("prod", aten.prod.dim_int, lambda a: a.prod(1), PICTURE),
     function("prod_keepdim", aten.prod.dim_int, lambda a: a.prod(-1, keepdim=True), (2, 3, 7), span=(0.3, 1.5)),
+    function("prod_long", aten.prod.dim_int, lambda a: a.prod(-1), (6, 37), span=(0.5, 1.4), precisions=("fp32",)),
+    function("prod_in_pairs", aten.mul.Tensor, lambda a: a.prod(-1), (6, 37), span=(0.5, 1.4), precisions=("8a8w", "16a8w")),
     function("prod_all", aten.prod.default, torch.prod, (7,), span=(0.5, 1.5)),
     integers("prod_integers", aten.prod.dim_int, lambda a: a.prod(1), (4, 5), span=(-3.0, 3.0)),
     bools("sum_bools", aten.sum.dim_IntList, lambda a: a.sum(1), (4, 5)),

@@ -17,6 +17,7 @@ from tosaic.lower.mac import poolable
 from tosaic.lower.operand import Operand, Quant
 from tosaic.lower.reals import as_int, as_real, is_bool, is_whole
 from tosaic.lower.registry import lower
+from tosaic.operators import MOST_FACTORS
 from tosaic.tosa import ops
 from tosaic.tosa.graph import Value
 from tosaic.tosa.types import DType
@@ -200,6 +201,8 @@ def prod(ctx: Context, x: Operand, dim: int, keepdim: bool = False, dtype: torch
     x = as_int(ctx, x) if whole else as_real(ctx, x)
     if x.quant is None and not whole:
         return _reduced(ctx, ctx.floats(x)[0], [axis], ops.ReduceProduct, None if keepdim else final)
+    if not whole and x.shape[axis] > MOST_FACTORS:
+        raise ctx.refuse(f"a product of {x.shape[axis]} quantized factors: at one scale for all nothing is left of it; multiply in pairs")
     want, ctx.want = ctx.want, None
     product = _pairwise(ctx, Operand(ctx.store(x).value) if whole else ctx.plain(x), axis)
     ctx.want = want

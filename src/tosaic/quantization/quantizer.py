@@ -22,6 +22,7 @@ from tosaic.errors import InputError
 from tosaic.operators import per_token_linear
 from tosaic.quantization.analysis import constants, depths, feature_maps, is_float, uneven_tables
 from tosaic.quantization.observers import FakeQuantize, Observer
+from tosaic.quantization.pairs import multiply_in_pairs
 from tosaic.quantization.rules import RULES, Kind, Rule, aten
 from tosaic.quantization.schemes import INT8, INT16, INT32, PRECISIONS, SCHEMES, WEIGHT8, Precision, Recipe, Scheme, matches
 
@@ -73,6 +74,11 @@ class TosaQuantizer(Quantizer):
         super().__init__()
         self.recipe, self.output_names, self.training = recipe, output_names, training
         self.chosen: dict[str, Chosen] = {}
+
+    def transform_for_annotation(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
+        """Spell out what is calibrated better in parts."""
+        multiply_in_pairs(model)
+        return model
 
     def annotate(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
         """Annotate the operators of a captured graph.
