@@ -52,10 +52,13 @@ def differing(a: Graph, b: Graph, inputs: Sequence[np.ndarray]) -> list[str]:
         return []
     found = [Simulator(_only(graph, others)).run(inputs) for graph in (a, b)]
     return [
-        a.outputs[i].name
-        for i, x, y in zip(others, *found, strict=True)
-        if (x.dtype, x.shape, x.tobytes()) != (y.dtype, y.shape, y.tobytes())
+        a.outputs[i].name for i, x, y in zip(others, *found, strict=True) if (x.dtype, x.shape, _bytes(x)) != (y.dtype, y.shape, _bytes(y))
     ]
+
+
+def _bytes(array: np.ndarray) -> bytes:
+    """Of the numbers; x + 0 makes +0 of -0, so that it shows where it is left out."""
+    return (array if array.dtype.kind in "biu" else np.where(array == 0, np.zeros_like(array), array)).tobytes()
 
 
 def _only(graph: Graph, outputs: Sequence[int]) -> Graph:

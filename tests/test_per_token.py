@@ -79,7 +79,7 @@ def test_artifact_is_what_fake_quantization_says() -> None:
         found, fake = artifact.run(sample(seed), float_io=True)[0], np.asarray(quantized(sample(seed)))
         steps = np.abs(found - fake.reshape(found.shape)) / step
         assert steps.max() < 2.5  # 8-bit inputs brought to 7 bits are ties often, which RESCALE rounds up and PyTorch to even
-        assert (steps < 0.5).mean() > 0.95
+        assert (steps < 0.5).mean() > 0.9
 
 
 def test_reference_model_agrees(reference: Run) -> None:

@@ -27,7 +27,6 @@ REFUSED: dict[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...], str]] 
         ((1, 2, 3, 3, 3), (2, 2, 2, 2, 2)),
         "transposed convolution over 3 spatial dimensions whose weight is not a constant",
     ),
-    "indices of a pool": (lambda x: F.max_pool2d(x, 2, return_indices=True)[1], ((1, 2, 4, 4),), "max_pool2d_with_indices"),
     "angle": (lambda x: torch.angle(torch.fft.rfft(x)), ((2, 8),), "angle.default of complex numbers"),
     "complex output": (torch.fft.rfft, ((2, 8),), "an output of complex numbers"),
     "complex sum": (lambda x: torch.view_as_real(torch.fft.rfft(x) + x[..., :5]), ((2, 8),), "sum of complex and real numbers"),

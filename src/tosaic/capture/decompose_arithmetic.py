@@ -48,6 +48,8 @@ def _signbit(x: Tensor) -> Tensor:
 
 def _angle(x: Tensor) -> Tensor:
     """Of a real number: pi below zero."""
+    if x.is_complex():
+        return NotImplemented
     return torch.where(x < 0, torch.full((), math.pi, dtype=x.dtype), torch.zeros((), dtype=x.dtype))
 
 

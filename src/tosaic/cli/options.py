@@ -41,7 +41,7 @@ Scheme = Annotated[
     str | None,
     Option(
         "--scheme",
-        metavar="8a8w|16a8w|8a4w|8a8w-per-token|fp32|fp16|bf16",
+        metavar="8a8w|8a8w-per-token|16a8w|8a4w|fp32|fp16|bf16",
         show_default="8a8w",
         help="Activations and weights: int8 both, int16 and int8, int8 and int4, or float.",
     ),
@@ -138,7 +138,9 @@ Repeat = Annotated[
 Profile = Annotated[bool | None, Option("--profile", show_default=False, help="Print where the simulator's time goes, by operator.")]
 Ulp = Annotated[
     float | None,
-    Option("--ulp", metavar="N", show_default="64, or 4 for 16-bit types", help="How far floats may be apart, in units in the last place."),
+    Option(
+        "--ulp", metavar="N", show_default=False, help="How far floats may be apart, in units in the last place: 64, or 4 for 16-bit types."
+    ),
 ]
 Against = Annotated[
     str | None,

@@ -18,8 +18,9 @@ _JOINING = (
     *(aten.maximum.default, aten.minimum.default),
 )
 _MOST, _MOST_IN_SUMS = 2.0**3, 2.0**12  # how much larger than its own a value's range may become
-# Sums keep four bits more: an accumulator can be larger than any that calibration saw, and still needs no coarser scale
-_ROOM = 16.0
+# Sums keep three bits more: an accumulator can be larger than any that calibration saw, and still needs no coarser scale.
+# Two, where readers take 16 bits of a value that is cut off from sums of sums
+_ROOM, _ROOM_AT_16 = 8.0, 4.0
 
 
 def share_scales(observed: GraphModule) -> dict[str, float]:
@@ -48,22 +49,33 @@ def share_scales(observed: GraphModule) -> dict[str, float]:
     for observer in list(leader):
         groups.setdefault(find(observer), []).append(observer)
     seen = {observer: _reach(observer) for observer in leader}
+    room = _ROOM_AT_16 if any(_is_read_at_16(observed, node) for node in observed.graph.nodes) else _ROOM
     for members in groups.values():
-        _share(members, only_summed)
+        _share(members, only_summed, room)
     found = ((node, _wide_observer(observed, node)) for node in observed.graph.nodes)
     return {str(node.args[0]): seen[o] for node, o in found if o is not None and o in seen and _reach(o) != seen[o]}
 
 
-def _wide_observer(observed: GraphModule, node: Node) -> Observer | None:
+def _observer(observed: GraphModule, node: Node) -> Observer | None:
     if node.op != "call_module":
         return None
     module = observed.get_submodule(str(node.target))
     observer = module.observer if isinstance(module, FakeQuantize) else module
-    wide = isinstance(observer, Observer) and observer.dtype is torch.int32 and observer.low.numel() == 1
-    return observer if wide else None
+    return observer if isinstance(observer, Observer) else None
 
 
-def _share(members: list[Observer], only_summed: set[Observer]) -> None:
+def _wide_observer(observed: GraphModule, node: Node) -> Observer | None:
+    observer = _observer(observed, node)
+    return observer if observer is not None and observer.dtype is torch.int32 and observer.low.numel() == 1 else None
+
+
+def _is_read_at_16(observed: GraphModule, node: Node) -> bool:
+    """Whether a node observes an activation, not a table, for int16."""
+    observer = _observer(observed, node)
+    return observer is not None and observer.dtype is torch.int16 and node.args[0].op != "get_attr"
+
+
+def _share(members: list[Observer], only_summed: set[Observer], room: float) -> None:
     """One range for all whose own is near enough to the largest; then for those that are left."""
     left = sorted(((_reach(m), m) for m in members), key=lambda pair: pair[0], reverse=True)
     while left:
@@ -74,7 +86,7 @@ def _share(members: list[Observer], only_summed: set[Observer]) -> None:
             within = reach * (_MOST_IN_SUMS if member in only_summed else _MOST) >= largest
             (near if within else far).append((reach, member))
         for _, member in near if len(near) > 1 else ():
-            member.low, member.high = torch.tensor(-largest * _ROOM), torch.tensor(largest * _ROOM)
+            member.low, member.high = torch.tensor(-largest * room), torch.tensor(largest * room)
         left = far
 
 
