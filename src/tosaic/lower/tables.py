@@ -29,7 +29,6 @@ from tosaic.tosa.graph import Value
 from tosaic.tosa.types import DType
 
 ENOUGH = 80.0  # dB; the target is 72, and the result is rounded once more
-_COVERED = 2.0  # times its calibrated range: what a table covers of an int32 operand; beyond, it gives its last entry
 _ENOUGH_FOR_8 = 62.0  # dB, of what is rounded to int8
 _SMALL_STEP = 0.05  # of an int8 result, between neighbouring entries
 _LINES = (12, 15)
@@ -52,6 +51,11 @@ class Function:
     reach: float = math.inf
     is_gate: bool = False
     wide: Callable[[Context, Operand], Operand] | None = None
+
+    @property
+    def covered(self) -> float:
+        """How many times the calibrated range a TABLE covers; of bounded functions more, as farther entries cost no bits of the others."""
+        return 2.0 if 1.0 < self.reach < math.inf else 1.25
 
     def whole(self, x: np.ndarray) -> np.ndarray:
         """The function itself."""
@@ -168,7 +172,7 @@ def _to_int8(ctx: Context, x: Operand, function: Function) -> Operand | None:
     """The function itself for an int8 result, where 16 bits of the operand are enough for it: a TABLE, or a GATHER of the results."""
     assert ctx.want is not None
     edge, limit = typical(x), wanted_limit(ctx)
-    radius = _COVERED * edge if function.is_gate else min(_COVERED * edge, function.reach)
+    radius = 1.25 * edge if function.is_gate else min(1.25 * edge, function.reach)
     if ctx.spec.holds("int16"):
         curve = Curve.of(function.whole, radius, 2 * limit)
         if curve is None or curve.error(function.whole, False, min(edge, radius), limit).decibels < _ENOUGH_FOR_8:
@@ -189,7 +193,7 @@ def _cheapest(
     kinds += [lambda bits=bits: Line.of(function.real, radius, limit, bits) for bits in lines]  # type: ignore[misc]
     if ctx.spec.holds("int16"):
         # its entries are few, and of 16 bits: no sharing, but an interval and results no larger than they must be
-        kinds.insert(0, lambda: Curve.of(function.real, min(radius, _COVERED * max(edges)), 2 * in_use))
+        kinds.insert(0, lambda: Curve.of(function.real, min(radius, function.covered * max(edges)), 2 * in_use))
     found: Steps | None = None
     for kind in kinds:
         steps = kind()
@@ -226,7 +230,7 @@ def _edges(x: Operand) -> list[float]:
 
 def radius_of(x: Operand, reach: float) -> float:
     """Radius of the interval: the bound, or twice the calibrated range, up to the next of few values."""
-    largest = _bound(x) or _COVERED * typical(x)
+    largest = _bound(x) or 2 * typical(x)
     if math.isinf(reach):
         return 2.0 ** math.ceil(math.log2(largest))
     return reach * 2.0 ** min(0, math.ceil(math.log2(largest / reach)))
