@@ -102,6 +102,12 @@ def test_layers_of_one_input_normalise_it_once() -> None:
     assert compiled("8a8w-per-token")[0].passport.operators["CLZ"] == 2
 
 
+def test_training_is_refused() -> None:
+    for options in ({"scheme": "8a8w-per-token"}, {"overrides": {"down": "8a8w-per-token"}}):
+        with pytest.raises(InputError, match="scales per token are found at run time"):
+            tosaic.prepare_qat(model(), sample(0), **options)
+
+
 def test_rows_take_64_to_128_steps_each() -> None:
     """The operator against its definition; a row of zeros stays zero, and unit 0 is plain float."""
     x = torch.tensor([[1.0, -0.4, 0.001], [1.99, 0.7, -0.011], [0.0, 0.0, 0.0], [1e-3, 9e-4, -1e-5]])

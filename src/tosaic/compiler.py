@@ -110,6 +110,8 @@ def prepare_qat(
         A session: train `session.model` in your own loop, then `session.finish()` gives what `compile` takes.
     """
     recipe = Recipe(scheme, scope, overrides or {}, between, bias_correction=False, ports=ports or {})  # training moves the biases itself
+    if any(SCHEMES[s].per_token for s in (recipe.scheme, *recipe.overrides.values())):
+        raise InputError("scales per token are found at run time, after training", remedy="train with 8a8w, or quantize without training")
     if spec is not None:
         recipe.check(Spec.parse(spec))
     captured = capture_for_training(model, example_inputs, keep=LOWERINGS)
