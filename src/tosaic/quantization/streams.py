@@ -18,9 +18,9 @@ _JOINING = (
     *(aten.maximum.default, aten.minimum.default),
 )
 _MOST, _MOST_IN_SUMS = 2.0**3, 2.0**12  # how much larger than its own a value's range may become
-# Sums keep three bits more: an accumulator can be larger than any that calibration saw, and still needs no coarser scale.
+# Sums keep four bits more: an accumulator can be larger than any that calibration saw, and still needs no coarser scale.
 # Two, where readers take 16 bits of a value that is cut off from sums of sums
-_ROOM, _ROOM_AT_16 = 8.0, 4.0
+_ROOM, _ROOM_AT_16 = 16.0, 4.0
 
 
 def share_scales(observed: GraphModule) -> dict[str, float]:
