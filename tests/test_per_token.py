@@ -75,11 +75,13 @@ def test_artifact_is_what_fake_quantization_says() -> None:
     artifact, quantized = compiled("8a8w-per-token")
     assert artifact.passport.spec == "TOSA-1.0+INT"
     step = artifact.passport.outputs[0].scale
-    for seed in (20, 21):
+    steps = []
+    for seed in range(20, 28):
         found, fake = artifact.run(sample(seed), float_io=True)[0], np.asarray(quantized(sample(seed)))
-        steps = np.abs(found - fake.reshape(found.shape)) / step
-        assert steps.max() < 2.5  # 8-bit inputs brought to 7 bits are ties often, which RESCALE rounds up and PyTorch to even
-        assert (steps < 0.5).mean() > 0.9
+        steps.append(np.abs(found - fake.reshape(found.shape)) / step)
+    # 8-bit inputs brought to 7 bits are ties often, which RESCALE rounds up and PyTorch to even
+    assert np.max(steps) < 2.5
+    assert np.mean(np.less(steps, 0.5)) > 0.9
 
 
 def test_reference_model_agrees(reference: Run) -> None:
