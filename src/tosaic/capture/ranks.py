@@ -54,7 +54,7 @@ def _rewrite(module: GraphModule, node: Node) -> None:
         along = sorted(d % rank for d in ([given] if isinstance(given, int) else given or range(rank)))
         groups = _groups([(i in along, _shape(tensors[0])[i] if i in along else 0) for i in range(rank)], _shape(tensors[0]), along)
         dims = [k for k, group in enumerate(groups) if group[0] in along]
-        if isinstance(given, int) or len(args) > position:
+        if len(args) > position:
             args[position] = dims[0] if isinstance(given, int) else dims
     elif node.target is aten.layer_norm.default:
         rank, tensors = _rank(args[0]), [args[0]]

@@ -41,10 +41,7 @@ def finite(numbers: np.ndarray, dtype: DType) -> np.ndarray:
 
 
 def excess(bits: int) -> int:
-    """By how many bits a result of `bits` magnitude bits is shifted right.
-
-    30 are kept.
-    """
+    """By how many bits a result of `bits` magnitude bits is shifted right, so that 30 are kept."""
     return max(0, bits - 30)
 
 
