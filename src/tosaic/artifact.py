@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.metadata
 import time
 from collections import Counter
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from tosaic.emit.files import Hashed, atomic_write_all
+from tosaic.emit.files import Hashed, atomic_write_all, digest
 from tosaic.emit.flatbuffer import serialize
 from tosaic.emit.passport import Passport, PortRecord, encode_passport, passport_path, read_passport
 from tosaic.emit.read import read_tosa, read_vgf
@@ -275,7 +274,7 @@ class Artifact:
         """The `.vgf` that it was read from or saved to, if it is still that."""
         if self.path is None or self.path.suffix != ".vgf" or not self.path.is_file():
             return None
-        return self.path if _digest(self.path) == self.passport.sha256 else None
+        return self.path if digest(self.path) == self.passport.sha256 else None
 
 
 def _samples(array: np.ndarray, port: PortRecord, value: Value) -> int:
@@ -355,18 +354,13 @@ def load(path: Path | str) -> Artifact:
     if path.suffix not in (".vgf", ".tosa"):
         raise InputError(f"{path}: the suffix is neither .vgf nor .tosa")
     graph = read_vgf(path) if path.suffix == ".vgf" else read_tosa(path)
-    passport, digest = read_passport(path), _digest(path)
+    passport, found = read_passport(path), digest(path)
     if passport is None:
-        passport = Passport(name=path.stem, spec="", sha256=digest, inputs=_ports(graph.inputs), outputs=_ports(graph.outputs))
-    elif passport.sha256 and passport.sha256 != digest:
+        passport = Passport(name=path.stem, spec="", sha256=found, inputs=_ports(graph.inputs), outputs=_ports(graph.outputs))
+    elif passport.sha256 and passport.sha256 != found:
         raise InputError(f"{passport_path(path)} belongs to another file than {path}", remedy="export again, or remove the passport")
     passport.operators = operator_counts(graph)
     return Artifact(graph, passport, path=path)
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _ports(values: Sequence[Value]) -> list[PortRecord]:

@@ -60,6 +60,12 @@ def atomic_write_all(files: Mapping[Path | str, Content]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def digest(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 class Hashed:
     """A file that is only written to, and the SHA-256 of what was."""
 
