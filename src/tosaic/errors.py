@@ -15,9 +15,11 @@ Every message says what is wrong, where, and what to do about it. The command li
 
 from __future__ import annotations
 
+import difflib
 import functools
 import re
 import sysconfig
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
@@ -74,6 +76,20 @@ class EmitError(TosaicError):
 
 class ExecuteError(TosaicError):
     """An executor is not installed, or it failed."""
+
+
+def check_known(what: str, value: str, known: Iterable[str]) -> None:
+    """Refuse a word that is not among those known.
+
+    Raises:
+        InputError: names the nearest, and all.
+    """
+    names = list(known)
+    if value not in names:
+        close = difflib.get_close_matches(value, names, 1)
+        raise InputError(
+            f"unknown {what} '{value}'", remedy=(f"did you mean {close[0]}? " if close else "") + f"known are {', '.join(names)}"
+        )
 
 
 def place_of(error: BaseException) -> str | None:

@@ -6,7 +6,6 @@ Qwen3 and Gemma 3 normalise queries and keys, Gemma has norms behind its blocks,
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tosaic.errors import InputError
+from tosaic.errors import InputError, check_known
 
 
 @dataclass(frozen=True)
@@ -174,10 +173,7 @@ def differences(kind: str) -> dict[str, Any]:
     Raises:
         InputError: an architecture that is not known.
     """
-    if kind not in _KINDS:
-        close = difflib.get_close_matches(kind, _KINDS, 1)
-        remedy = (f"did you mean {close[0]}? " if close else "") + f"known are {', '.join(_KINDS)}"
-        raise InputError(f"unknown architecture '{kind}'", remedy=remedy)
+    check_known("architecture", kind, _KINDS)
     return dict(_KINDS[kind])
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tosaic.errors import InputError, SpecError
+from tosaic.errors import InputError, SpecError, check_known
 from tosaic.tosa.spec import Spec
 from tosaic.tosa.types import DType
 
@@ -100,14 +100,14 @@ class Recipe:
     ports: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _known("scheme", self.scheme, SCHEMES)
-        _known("scope", self.scope, SCOPES)
-        _known("between", self.between, PRECISIONS)
-        _known("observer", self.observer, ("minmax", "percentile"))
+        check_scheme("scheme", self.scheme)
+        check_known("scope", self.scope, SCOPES)
+        check_known("between", self.between, PRECISIONS)
+        check_known("observer", self.observer, ("minmax", "percentile"))
         for name, precision in self.ports.items():
-            _known(f"precision of port '{name}'", precision, PRECISIONS)
+            check_known(f"precision of port '{name}'", precision, PRECISIONS)
         for pattern, scheme in self.overrides.items():
-            _known(f"scheme of override '{pattern}'", scheme, SCHEMES)
+            check_scheme(f"scheme of override '{pattern}'", scheme)
             if scheme in _WHOLE or self.scheme in _WHOLE:
                 what = f"{scheme} for '{pattern}'" if scheme in _WHOLE else f"{self.scheme} with overrides"
                 raise InputError(f"{what}: fp16 and bf16 are for whole models", remedy="what is not quantized beside 8a8w or 16a8w is fp32")
@@ -133,8 +133,11 @@ class Recipe:
         needs = self.requires()
         return Spec(frozenset(n for n in needs if n in ("INT", "FP")), frozenset(n for n in needs if n not in ("INT", "FP")))
 
-    def check(self, spec: Spec) -> None:
+    def check(self, spec: Spec, flag: str = "--spec") -> None:
         """Refuse a specification that cannot hold this recipe, before any work is done.
+
+        Args:
+            flag: with which the user gives it.
 
         Raises:
             SpecError: names what is missing and the specification that would do.
@@ -143,16 +146,20 @@ class Recipe:
         if missing:
             what = f"{self.scheme}{', scope ' + self.scope if self.scope != 'full' else ''}{' with overrides' if self.overrides else ''}"
             kinds = " and ".join(f"the {r} {'profile' if r in ('INT', 'FP') else 'extension'}" for r in missing)
-            raise SpecError(f"{what} needs {kinds}, which {spec} does not have", remedy=f"use --spec {spec.plus(*missing)}")
+            raise SpecError(f"{what} needs {kinds}, which {spec} does not have", remedy=f"use {flag} {spec.plus(*missing)}")
+
+
+def check_scheme(what: str, name: str) -> None:
+    """Refuse a scheme that is not known.
+
+    Raises:
+        InputError: names the nearest.
+    """
+    if name == "16a4w":
+        raise InputError(f"{what} '16a4w': TOSA has 4-bit weights for int8 activations only", remedy="use 8a4w or 16a8w")
+    check_known(what, name, SCHEMES)
 
 
 def matches(pattern: str, module_path: str, aten: str) -> bool:
     """Whether an override's pattern names an operator."""
     return pattern in (aten, module_path) or fnmatch.fnmatch(module_path, pattern)
-
-
-def _known(what: str, value: str, known: object) -> None:
-    if value == "16a4w" and known is SCHEMES:
-        raise InputError(f"{what} '16a4w': TOSA has 4-bit weights for int8 activations only", remedy="use 8a4w or 16a8w")
-    if value not in known:  # type: ignore[operator]
-        raise InputError(f"unknown {what} '{value}'", remedy=f"known are {', '.join(known)}")  # type: ignore[call-overload]
