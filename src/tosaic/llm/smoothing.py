@@ -1,0 +1,166 @@
+"""Smoothing: scale is moved between channels of a layer, so that few steps of a quantized tensor are wasted on few channels.
+
+The function stays the same (Xiao et al. 2022, arXiv:2211.10438): what one operator divides a channel by, the next multiplies it with.
+Where the two meet: the weights of a norm and the layers behind it, values and the output projection, `up_proj` and `down_proj`, queries
+and keys. H is the hidden size, D the size of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tosaic.llm.decoder import Layer, RmsNorm
+
+_LEAST = 2.0**-20  # of the largest channel: smaller ones are not enlarged further, since nothing may ever be seen of them
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """For each place: 1 evens out the channels of the activations, 0 those of the weights that read them."""
+
+    attention: float = 0.5
+    ffn: float = 0.5
+    values: float = 0.5
+    down: float = 0.5
+    scores: float = 0.5
+
+
+@dataclass
+class Statistics:
+    """What calibration saw in one layer.
+
+    Attributes:
+        channels: for each place, the largest magnitude of each channel: inputs of linear layers by the path of the layer (q_proj and
+            gate_proj stand for those with the same input), "queries" and "keys" [heads,D] before rotation, of a pair that is rotated the
+            larger norm, and "values".
+        tokens: for inputs of linear layers, the largest magnitude in each token.
+    """
+
+    channels: dict[str, Tensor] = field(default_factory=dict)
+    tokens: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def see(self, place: str, x: Tensor, *, tokens: bool = False) -> None:
+        """Count x, channels last (heads first, tokens second, channels last, if it has heads)."""
+        magnitude = x.detach().abs()
+        found = magnitude.amax(-2)
+        self.channels[place] = torch.maximum(self.channels[place], found) if place in self.channels else found
+        if tokens:
+            self.tokens.setdefault(place, []).append(magnitude.amax(-1).flatten())
+
+
+_INPUTS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj")
+
+
+@contextmanager
+def observed(layer: Layer) -> Iterator[Statistics]:
+    """While it lasts, what `layer` is called with counts."""
+    statistics, attention = Statistics(), layer.self_attn
+
+    def input_of(place: str) -> Any:
+        return lambda _, inputs: statistics.see(place, inputs[0][0], tokens=True)
+
+    def pairs_of(place: str) -> Any:
+        def see(_: nn.Module, __: Any, output: Tensor) -> None:
+            # a rotation keeps the norm of a pair
+            norms = torch.hypot(*output.detach().chunk(2, -1))
+            statistics.see(place, torch.cat((norms, norms), -1))
+
+        return see
+
+    hooks = [layer.get_submodule(place).register_forward_pre_hook(input_of(place)) for place in _INPUTS]
+    hooks += [attention.q_norm.register_forward_hook(pairs_of("queries")), attention.k_norm.register_forward_hook(pairs_of("keys"))]
+    hooks += [attention.v_proj.register_forward_hook(lambda _, __, output: statistics.see("values", output[0]))]
+    try:
+        yield statistics
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.no_grad()
+def smooth(layer: Layer, statistics: Statistics, smoothing: Smoothing = Smoothing()) -> None:
+    """Move scale between the channels of a layer, in place; its function stays.
+
+    Args:
+        statistics: of this layer, `observed` in calibration; they are brought to what the layer shows then.
+    """
+    attention, mlp, seen = layer.self_attn, layer.mlp, statistics.channels
+    ffn_norm = layer.pre_feedforward_layernorm if layer.post_norms else layer.post_attention_layernorm
+    _behind_norm(
+        layer.input_layernorm, [attention.q_proj, attention.k_proj, attention.v_proj], seen, "self_attn.q_proj", smoothing.attention
+    )
+    _behind_norm(ffn_norm, [mlp.gate_proj, mlp.up_proj], seen, "mlp.gate_proj", smoothing.ffn)
+    factors = _factors(seen["mlp.down_proj"], _columns([mlp.down_proj]), smoothing.down)
+    _divide_rows(mlp.up_proj, factors)
+    mlp.down_proj.weight.mul_(factors)
+    seen["mlp.down_proj"] /= factors
+    _smooth_values(layer, seen, smoothing.values)
+    _smooth_scores(layer, seen, smoothing.scores)
+
+
+def _smooth_values(layer: Layer, seen: dict[str, Tensor], share: float) -> None:
+    """Each channel of a head's values serves the heads of queries that share it."""
+    attention = layer.self_attn
+
+    def for_queries(per_value: Tensor) -> Tensor:
+        heads = per_value.view(attention.kv_heads, attention.head_dim)
+        return heads.repeat_interleave(attention.heads // attention.kv_heads, 0).flatten()
+
+    columns = _columns([attention.o_proj]).view(attention.kv_heads, -1, attention.head_dim).amax(1).flatten()
+    factors = _factors(seen["values"], columns, share)
+    _divide_rows(attention.v_proj, factors)
+    attention.o_proj.weight.mul_(for_queries(factors))
+    seen["values"] /= factors
+    seen["self_attn.o_proj"] /= for_queries(factors)
+
+
+def _smooth_scores(layer: Layer, seen: dict[str, Tensor], share: float) -> None:
+    """A pair of channels that is rotated has one factor. Norms of queries and keys have one weight for all heads."""
+    attention = layer.self_attn
+    groups = (attention.kv_heads, attention.heads // attention.kv_heads, attention.head_dim)
+    queries, keys = seen["queries"].view(groups).amax(1), seen["keys"]
+    normed = isinstance(attention.q_norm, RmsNorm)
+    if normed:
+        queries, keys = queries.amax(0, keepdim=True), keys.amax(0, keepdim=True)
+    factors = _factors(keys, queries, share)
+    per_query = factors.expand(attention.kv_heads, -1).repeat_interleave(groups[1], 0)
+    if isinstance(attention.q_norm, RmsNorm) and isinstance(attention.k_norm, RmsNorm):
+        attention.k_norm.weight.div_(factors[0])
+        attention.q_norm.weight.mul_(factors[0])
+    else:
+        _divide_rows(attention.k_proj, factors.flatten())
+        _divide_rows(attention.q_proj, 1 / per_query.flatten())
+    seen["keys"] /= factors
+    seen["queries"] *= per_query
+
+
+def _behind_norm(norm: RmsNorm, linears: list[nn.Linear], seen: dict[str, Tensor], place: str, share: float) -> None:
+    factors = _factors(seen[place], _columns(linears), share)
+    norm.weight.div_(factors)
+    for linear in linears:
+        linear.weight.mul_(factors)
+    seen[place] /= factors
+
+
+def _factors(activations: Tensor, weights: Tensor, share: float) -> Tensor:
+    """By what channels are divided, and what reads them is multiplied. Their geometric mean is 1."""
+    a, w = (x.double().clamp(min=max(float(x.max()) * _LEAST, 1e-30)).log2() for x in (activations, weights))
+    exponents = share * a - (1 - share) * w
+    return torch.exp2(exponents - exponents.mean()).float()
+
+
+def _columns(linears: list[nn.Linear]) -> Tensor:
+    """The largest weight of each input channel, relative to the largest of its row, which has a scale of its own."""
+    return torch.stack([(w.weight.abs() / w.weight.abs().amax(1, keepdim=True).clamp(min=1e-30)).amax(0) for w in linears]).amax(0)
+
+
+def _divide_rows(linear: nn.Linear, factors: Tensor) -> None:
+    linear.weight.div_(factors[:, None])
+    if linear.bias is not None:
+        linear.bias.div_(factors)
