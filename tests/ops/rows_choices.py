@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from ops.rows import Row, function, layer
+from ops.rows import ALL, Row, function, layer
 from torch import Tensor, nn
 
 aten = torch.ops.aten
@@ -252,6 +252,29 @@ INTEGERS = (
     integers("mul_integers_by_fraction", aten.mul.Tensor, lambda a: a * 0.125, (4, 5), precisions=("8a8w", "16a8w", "fp32")),
     integers("div_integers", aten.div.Tensor, lambda a: a / 8, (4, 5), precisions=("8a8w", "16a8w", "fp32"), equal=0.8),
     function("add_integers_and_reals", aten.add.Tensor, lambda i, a: i + a, (4, 5), (4, 5), dtypes=(I64, F32), span=(-9.0, 20.0)),
+    function("mul_integers_and_reals", aten.mul.Tensor, lambda i, a: i * a, (4, 5), (4, 5), dtypes=(I64, F32), span=(-9.0, 20.0)),
+    function("argmax_and_reals", aten.add.Tensor, lambda a, b: a.argmax(-1) + b, (40, 3), (40,), precisions=("16a8w",)),
+    function("argmax_of_whole_numbers", aten.add.Tensor, lambda a, b: (a > 0).long().argmax(-1) + b, (40, 3), (40,), precisions=INTEGER),
+    function("cat_integers_and_reals", aten.cat.default, lambda i, a: torch.cat([i, a]), (9,), (9,), dtypes=(I64, F32)),
+    function("maximum_integers_and_reals", aten.maximum.default, torch.maximum, (4, 5), (5,), dtypes=(I64, F32)),
+    integers(
+        "angles_of_positions",
+        aten.cos.default,
+        lambda i: torch.cos(i[:, None] * torch.tensor([1.0, 0.3, 0.02])),
+        (9,),
+        precisions=ALL,
+        lsb_at_16=2,
+        equal_at_16=0.4,  # angles of many turns
+    ),
+    integers("sum_as_reals", aten.mul.Tensor, lambda i: i.sum(-1, dtype=F32) * 0.3, (6, 5), precisions=ALL),
+    *(
+        integers(f"{n}_of_quotient", aten.div.Tensor_mode, run, (60,), equal=0.5)
+        for n, run in (
+            ("floor", lambda i: (i / 7).floor()),
+            ("trunc", lambda i: (i.float() / 7).int()),
+            ("rest", lambda i: (i / 7.0).trunc()),
+        )
+    ),
     function("mul_bools_and_reals", aten.mul.Tensor, lambda m, a: m * a, (4, 5), (4, 5), dtypes=(B, F32)),
     *(
         integers(f"{n}_{d}".replace("-", "minus_"), op, lambda a, f=f, d=d: f(a, d), (6, 11))
@@ -273,7 +296,7 @@ INTEGERS = (
     function("div_trunc_reals", aten.div.Tensor_mode, lambda a: torch.div(a, 0.8, rounding_mode="trunc"), PICTURE, equal=0.75, **WHOLE),
     function("remainder_reals", aten.remainder.Scalar, lambda a: torch.remainder(a, 0.8), PICTURE, **WHOLE),
     function("fmod_reals", aten.fmod.Scalar, lambda a: torch.fmod(a, 0.8), PICTURE, **WHOLE),
-    integers("cast_to_real", aten._to_copy.default, lambda a: a.float() * 0.3, (4, 5), precisions=("8a8w", "16a8w", "fp32")),
+    integers("cast_to_real", aten._to_copy.default, lambda a: a.float() * 0.3, (4, 5), precisions=ALL, equal=0.8),
     bools("cast_bools_to_real", aten._to_copy.default, lambda a: a.float(), (4, 5)),
     bools("cast_bools_to_integers", aten._to_copy.default, lambda a: a.long(), (4, 5), precisions=INTEGER),
     integers("cast_to_bool", aten._to_copy.default, lambda a: a.bool(), (4, 5), span=(-1.0, 1.0)),

@@ -13,6 +13,7 @@ from tosaic.errors import UnsupportedError
 from tosaic.lower.operand import Operand, Origin, Quant, compose, inverse, multiplier_shift
 from tosaic.tosa import ops
 from tosaic.tosa.graph import Bound, Builder, Location, Value
+from tosaic.tosa.ranges import Ranges
 from tosaic.tosa.spec import Spec
 from tosaic.tosa.types import DType
 
@@ -59,6 +60,7 @@ class Context:
         self.want: Quant | None = None
         self.location = Location()
         self.floating = DType.FP32
+        self._ranges: Ranges | None = None
 
     def emit(self, op: ops.Op, *inputs: Value) -> Value:
         return self.builder.emit(op, *inputs)
@@ -77,6 +79,13 @@ class Context:
             known = value.bound or Bound(low, high)
             value.bound = Bound(max(low, known.low), min(high, known.high), why)
         return value
+
+    def whole_bits(self, value: Value) -> int | None:
+        """b < 30 with |stored| < 2^b for every input, by the operators that made `value`."""
+        self._ranges = self._ranges or Ranges(self.builder.graph)
+        low, high = self._ranges.of(value).ends
+        bits = max(-low, high).bit_length()
+        return bits if bits < 30 else None
 
     # Constants
 

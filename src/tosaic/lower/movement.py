@@ -24,6 +24,7 @@ from tosaic.lower.layout import (
     unviewed,
 )
 from tosaic.lower.operand import Operand
+from tosaic.lower.reals import promoted
 from tosaic.lower.registry import lower
 from tosaic.tosa import ops
 from tosaic.tosa.graph import Value
@@ -49,7 +50,7 @@ def joined(ctx: Context, operands: Sequence[Operand]) -> list[Operand]:
 @lower(aten.cat.default)
 def cat(ctx: Context, tensors: list[Operand], dim: int = 0) -> Operand:
     """cat(Tensor[] tensors, int dim=0) -> Tensor"""
-    some = [x for x in tensors if math.prod(x.shape)]  # constants may be empty
+    some = promoted(ctx, *(x for x in tensors if math.prod(x.shape)))  # constants may be empty
     axis = axis_of(dim, len(some[0].shape))
     if not fits_level(ctx, some[0].shape):
         shape = [sum(x.shape[axis] for x in some) if i == axis else d for i, d in enumerate(some[0].shape)]

@@ -80,7 +80,9 @@ def as_real(ctx: Context, x: Operand) -> Operand:
     if wants_integers(ctx):
         if x.value is not None and x.value.dtype in (DType.INT8, DType.INT16):
             return replace(x, quant=Quant(1.0, 0, x.value.dtype))
-        return Operand(as_int(ctx, x).value, quant=WHOLE, bits=1 if is_bool(x) else None, exact=True)
+        number = as_int(ctx, x).value
+        assert number is not None
+        return Operand(number, quant=WHOLE, bits=ctx.whole_bits(number), exact=True)
     value = ctx.logical(x)
     if value.dtype is DType.BOOL:  # CAST has no bool to float
         like = ctx.builder.const(np.ones((1,) * len(value.shape)), ctx.floating)

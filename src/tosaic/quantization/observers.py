@@ -53,6 +53,7 @@ class Observer(ObserverBase):
         percentile: calibrate to the 99.99th percentile of magnitudes instead of the extremes.
         fixed: (low, high), not observed.
         depth: what lies further below the largest element is not counted (it saturates).
+        whole: of whole numbers: the scale is a power of two, so that int32 holds each of them exactly.
     """
 
     def __init__(
@@ -71,12 +72,13 @@ class Observer(ObserverBase):
         percentile: bool = False,
         fixed: tuple[float, float] | None = None,
         depth: float | None = None,
+        whole: bool = False,
         label: str = "",
     ) -> None:
         super().__init__(dtype=dtype, is_dynamic=is_dynamic)
         self.quant_min, self.quant_max, self.qscheme, self.ch_axis = quant_min, quant_max, qscheme, ch_axis
         self.top, self.momentum, self.memoryless, self.percentile, self.label = top, momentum, memoryless, percentile, label
-        self.fixed, self.once, self.depth = fixed, once, depth
+        self.fixed, self.once, self.depth, self.whole = fixed, once, depth, whole
         self.eps = TINY
         self.low: torch.Tensor
         self.high: torch.Tensor
@@ -147,7 +149,8 @@ class Observer(ObserverBase):
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
         low, high = self.range()
         limits = {"symmetric": self.symmetric, "quant_min": self.quant_min, "quant_max": self.quant_max, "top": self.top}
-        return choose_qparams(low, high, **limits)
+        scale, zero_point = choose_qparams(low, high, **limits)
+        return torch.exp2(torch.ceil(torch.log2(scale))) if self.whole else scale, zero_point
 
 
 class FakeQuantize(FakeQuantizeBase):

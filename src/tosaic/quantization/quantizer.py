@@ -25,6 +25,7 @@ from tosaic.quantization.observers import FakeQuantize, Observer
 from tosaic.quantization.pairs import multiply_in_pairs
 from tosaic.quantization.rules import RULES, Kind, Rule, aten
 from tosaic.quantization.schemes import INT8, INT16, INT32, PRECISIONS, SCHEMES, WEIGHT8, Precision, Recipe, Scheme, matches
+from tosaic.quantization.whole_numbers import cast_integers, is_integer
 
 _KEY = "quantization_annotation"
 _NARROW = (Kind.MAC, Kind.NARROW, Kind.POOL, Kind.INDEX)
@@ -76,7 +77,8 @@ class TosaQuantizer(Quantizer):
         self.chosen: dict[str, Chosen] = {}
 
     def transform_for_annotation(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
-        """Spell out what is calibrated better in parts."""
+        """Spell out what is calibrated in parts."""
+        cast_integers(model)
         multiply_in_pairs(model)
         return model
 
@@ -331,7 +333,8 @@ class TosaQuantizer(Quantizer):
         if (cache := self._written_input(node)) is not None and self._stored[cache] == precision:
             return SharedQuantizationSpec(cache)
         first = self._first_of.get(node, node)
-        return self._activation(precision, node.name, rule.fixed_range) if first is node else SharedQuantizationSpec(first)
+        whole = node.target is aten._to_copy.default and is_integer(node.args[0])
+        return self._activation(precision, node.name, rule.fixed_range, whole) if first is node else SharedQuantizationSpec(first)
 
     def _only_concatenated(self, node: Node) -> Node | None:
         """The concatenation that is a value's only reader, if both can have one scale: then it costs no requantization."""
@@ -345,7 +348,9 @@ class TosaQuantizer(Quantizer):
         narrow = precision is not None and precision is not INT32
         return users[0] if narrow and self._precision[users[0]] == precision else None
 
-    def _activation(self, precision: Precision | None, label: str, fixed: tuple[float, float] | None = None) -> QuantizationSpec:
+    def _activation(
+        self, precision: Precision | None, label: str, fixed: tuple[float, float] | None = None, whole: bool = False
+    ) -> QuantizationSpec:
         assert precision is not None
         percentile = self.recipe.observer == "percentile" and precision is not INT32
         options = {
@@ -354,6 +359,7 @@ class TosaQuantizer(Quantizer):
             "percentile": percentile and not self.training,
             "fixed": fixed if precision is not INT32 else None,
             "depth": self._depths.get(label),
+            "whole": whole and precision is INT32,
             "label": label,
         }
         return QuantizationSpec(

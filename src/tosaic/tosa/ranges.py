@@ -40,12 +40,12 @@ class RangeProblem:
 
 def intervals(graph: Graph) -> dict[Value, Interval]:
     """The interval of each integer and boolean value (floats have none)."""
-    return _Analysis(graph).known
+    return Ranges(graph).known
 
 
 def check_ranges(graph: Graph) -> list[RangeProblem]:
     """The operators that data within the intervals of their operands can break, in order."""
-    return _Analysis(graph).problems
+    return Ranges(graph).problems
 
 
 def verify_ranges(graph: Graph) -> None:
@@ -77,23 +77,40 @@ _CARRIES: dict[type[ops.Op], slice] = {
 }
 
 
-class _Analysis:
+class Ranges:
+    """The analysis of a graph, as far as it is built.
+
+    Attributes:
+        known: the interval of each integer and boolean value.
+        problems: operators that data within these intervals can break.
+    """
+
     def __init__(self, graph: Graph) -> None:
         self.known: dict[Value, Interval] = {}
         self.problems: list[RangeProblem] = []
-        self.makers: dict[Value, Node] = {v: n for n in graph.nodes for v in n.outputs}
+        self.makers: dict[Value, Node] = {}
         self._free: set[Value] = set()
+        self._graph, self._done = graph, 0
         for value in graph.inputs:
             if value.dtype.is_float:
                 continue
             self.known[value] = _bounded(value, of_type(value.dtype))
             if value.dtype is DType.INT32 and value.bound is None:
                 self._free.add(value)
-        for value in graph.constants():
-            if not value.dtype.is_float:
-                self.known[value] = _of_data(value)
-        for node in graph.nodes:
+        self.advance()
+
+    def advance(self) -> None:
+        """Look at the operators that were added since. Of some that were taken back nothing is known but their types."""
+        for node in self._graph.nodes[self._done :]:
+            self.makers.update((v, node) for v in node.outputs)
+            self.known.update((v, _of_data(v)) for v in node.inputs if v.is_const and v not in self.known and not v.dtype.is_float)
             self._node(node)
+        self._done = len(self._graph.nodes)
+
+    def of(self, value: Value) -> Interval:
+        """Of an integer value of the graph."""
+        self.advance()
+        return self.known.get(value) or of_type(value.dtype)
 
     def _node(self, node: Node) -> None:
         if all(v.dtype.is_float for v in node.outputs):
