@@ -120,7 +120,7 @@ def test_infinite_weights(tmp_path: Path) -> None:
         ({"model_type": "mamba"}, "(?s)unknown architecture .mamba.*known are llama"),
         ({"hidden_size": None}, "config.json has no 'hidden_size'"),
         ({"num_attention_heads": 3}, "3 heads of 8, 2 of keys"),
-        ({"num_hidden_layers": -1}, "layers is -1, expected a positive whole number"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers is -1, expected a whole number from 1 to 1000"),
         ({"hidden_act": "relu"}, "activation 'relu' is not supported"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rotary embedding 'yarn' is not supported"),
     ],

@@ -17,6 +17,9 @@ def test_defaults() -> None:
     short = Settings("vgf_8a8w", max_seq_length=64)
     short.check()
     assert (short.prefill_chunk, short.calibration_seq_length) == (64, 64)
+    odd = Settings("vgf_8a8w", max_seq_length=300, prefill_chunk=100)
+    odd.check()
+    assert odd.calibration_seq_length == 200
 
 
 @pytest.mark.parametrize(
@@ -61,6 +64,11 @@ REFUSED: list[tuple[Settings, type[Exception], str]] = [
         Settings("vgf_8a8w", max_seq_length=300),
         InputError,
         "(?s)300 is no multiple of the prefill chunk, 128.*--max-seq-length 384, or",
+    ),
+    (
+        Settings("vgf_8a8w", calibration_seq_length=200),
+        InputError,
+        "(?s)calibration-seq-length 200 is no multiple.*--calibration-seq-length 256",
     ),
     (Settings("vgf_8a8w", max_seq_length=32, prefill_chunk=64), InputError, "(?s)use --max-seq-length 64, or"),
     (

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tosaic.errors import InputError, check_known
+from tosaic.llm.values import MAX_LAYERS, Values
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,6 @@ class DecoderConfig:
     local_rope: Rope | None = None
 
     def __post_init__(self) -> None:
-        for name in ("vocabulary", "hidden", "layers", "heads", "kv_heads", "head_dim", "ffn", "max_positions"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InputError(f"the checkpoint's config: {name} is {value!r}, expected a positive whole number")
         if self.heads % self.kv_heads or self.head_dim % 2:
             raise InputError(f"the checkpoint's config: {self.heads} heads of {self.head_dim}, {self.kv_heads} of keys and values")
 
@@ -181,88 +178,98 @@ def from_hugging_face(config: Mapping[str, Any]) -> DecoderConfig:
     """The config of a Hugging Face checkpoint (`config.json`).
 
     Raises:
-        InputError: an unknown architecture, or a key that is missing.
+        InputError: an unknown architecture, a key that is missing, or a value that makes no sense.
     """
     kind = config.get("model_type")
     if not isinstance(kind, str):
         raise InputError("config.json names no model_type")
-    fields = differences(kind)
-    try:
-        hidden, heads = config["hidden_size"], config["num_attention_heads"]
-        head_dim = config.get("head_dim") or hidden // heads
-        activation = config.get("hidden_activation") or config.get("hidden_act") or "silu"
-        if activation not in _ACTIVATIONS:
-            raise InputError(f"config.json: activation '{activation}' is not supported", remedy=f"known are {', '.join(_ACTIVATIONS)}")
-        fields["activation"] = _ACTIVATIONS[activation]
-        if config.get("attention_bias"):
-            fields["qkv_bias"] = fields["output_bias"] = True
-        if kind.startswith("gemma"):
-            fields |= {"embedding_scale": float(hidden) ** 0.5, "attention_cap": config.get("attn_logit_softcapping")}
-            fields["logit_cap"] = config.get("final_logit_softcapping")
-        local = _local_layers(config, kind)
-        rope = _ropes(config)
-        return DecoderConfig(
-            architecture=kind,
-            vocabulary=config["vocab_size"],
-            hidden=hidden,
-            layers=config["num_hidden_layers"],
-            heads=heads,
-            kv_heads=config.get("num_key_value_heads") or heads,
-            head_dim=head_dim,
-            ffn=config["intermediate_size"],
-            eps=float(config.get("rms_norm_eps", 1e-6)),
-            rope=rope["full_attention"],
-            local_rope=rope.get("sliding_attention"),
-            tied=bool(config.get("tie_word_embeddings", kind.startswith("gemma"))),
-            attention_scale=float(config.get("query_pre_attn_scalar") or head_dim) ** -0.5,
-            max_positions=config.get("max_position_embeddings", 2048),
-            mlp_bias=bool(config.get("mlp_bias")),
-            window=config.get("sliding_window") if any(local) else None,
-            local=local,
-            **fields,
-        )
-    except KeyError as error:
-        raise InputError(f"config.json has no {error}") from None
+    fields, values = differences(kind), Values(config, "config.json")
+    if "quantization_config" in values:
+        remedy = "give the checkpoint that it was made of, or a .gguf file"
+        raise InputError("config.json: weights that are quantized already (quantization_config) are not supported", remedy=remedy)
+    layers, hidden, heads = (
+        values.whole("num_hidden_layers", largest=MAX_LAYERS),
+        values.whole("hidden_size"),
+        values.whole("num_attention_heads"),
+    )
+    head_dim = values.whole("head_dim", max(hidden // heads, 1))
+    activation = str(values.get("hidden_activation", values.get("hidden_act", "silu")))
+    if activation not in _ACTIVATIONS:
+        raise InputError(f"config.json: activation '{activation}' is not supported", remedy=f"known are {', '.join(_ACTIVATIONS)}")
+    fields["activation"] = _ACTIVATIONS[activation]
+    if values.flag("attention_bias"):
+        fields["qkv_bias"] = fields["output_bias"] = True
+    if kind.startswith("gemma"):
+        fields["embedding_scale"] = float(hidden) ** 0.5
+        for field, key in (("attention_cap", "attn_logit_softcapping"), ("logit_cap", "final_logit_softcapping")):
+            fields[field] = values.number(key) if key in values else None
+    local = _local_layers(values, kind, layers)
+    rope = _ropes(values, kind)
+    return DecoderConfig(
+        architecture=kind,
+        vocabulary=values.whole("vocab_size"),
+        hidden=hidden,
+        layers=layers,
+        heads=heads,
+        kv_heads=values.whole("num_key_value_heads", heads),
+        head_dim=head_dim,
+        ffn=values.whole("intermediate_size"),
+        eps=values.number("rms_norm_eps", 1e-6),
+        rope=rope["full_attention"],
+        local_rope=rope.get("sliding_attention"),
+        tied=values.flag("tie_word_embeddings", kind.startswith("gemma")),
+        attention_scale=values.number("query_pre_attn_scalar", head_dim) ** -0.5,
+        max_positions=values.whole("max_position_embeddings", 2048),
+        mlp_bias=values.flag("mlp_bias"),
+        window=values.whole("sliding_window") if any(local) else None,
+        local=local,
+        **fields,
+    )
 
 
-def _local_layers(config: Mapping[str, Any], kind: str) -> tuple[bool, ...]:
+def _local_layers(config: Values, kind: str, layers: int) -> tuple[bool, ...]:
     """Layers with a sliding window; empty: none has."""
-    layers = config["num_hidden_layers"]
-    if config.get("sliding_window") is None or not config.get("use_sliding_window", True):
+    if "sliding_window" not in config or not config.flag("use_sliding_window", True):
         return ()
-    if types := config.get("layer_types"):
+    if types := config.items("layer_types"):
+        if len(types) != layers:
+            raise InputError(f"config.json: layer_types has {len(types)} items for {layers} layers")
         return tuple(t == "sliding_attention" for t in types)
     if kind.startswith("qwen"):
-        first = config.get("max_window_layers", layers) if config.get("use_sliding_window") else layers
+        first = config.whole("max_window_layers", layers, least=0) if config.flag("use_sliding_window") else layers
         return tuple(i >= first for i in range(layers))
     if kind == "mistral":
         return (True,) * layers
-    pattern = config.get("sliding_window_pattern", 6 if kind == "gemma3_text" else 2)
+    pattern = config.whole("sliding_window_pattern", 6 if kind == "gemma3_text" else 2)
     return tuple(bool((i + 1) % pattern) for i in range(layers)) if kind.startswith("gemma") else ()
 
 
-def _ropes(config: Mapping[str, Any]) -> dict[str, Rope]:
+def _ropes(config: Values, kind: str) -> dict[str, Rope]:
     """Rotary embeddings by layer type, of any of the ways in which they have been written."""
-    given = config.get("rope_parameters") or {}
-    theta = float(config.get("rope_theta") or 10000.0)
-    if "full_attention" in given:
-        return {kind: _rope(given[kind] or {}, theta) for kind in given}
-    result = {"full_attention": _rope(given or config.get("rope_scaling") or {}, theta)}
-    if config["model_type"] == "gemma3_text":
-        result["sliding_attention"] = Rope(float(config.get("rope_local_base_freq", 10000.0)))
+    given, theta = config.inner("rope_parameters"), config.number("rope_theta", 10000.0)
+    if given is not None and "full_attention" in given:
+        kinds = ("full_attention", "sliding_attention")
+        return {name: _rope(given.inner(name), theta) for name in kinds if name in given}
+    result = {"full_attention": _rope(given or config.inner("rope_scaling"), theta)}
+    if kind == "gemma3_text":
+        result["sliding_attention"] = Rope(config.number("rope_local_base_freq", 10000.0))
     return result
 
 
-def _rope(given: Mapping[str, Any], theta: float) -> Rope:
-    theta = float(given.get("rope_theta") or theta)
-    kind = given.get("rope_type") or given.get("type") or "default"
-    if given.get("partial_rotary_factor", 1.0) != 1.0:
+def _rope(given: Values | None, theta: float) -> Rope:
+    if given is None:
+        return Rope(theta)
+    theta = given.number("rope_theta", theta)
+    kind = given.get("rope_type", given.get("type", "default"))
+    if given.number("partial_rotary_factor", 1.0) != 1.0:
         raise InputError("rotary embeddings of a part of each head are not supported")
     if kind == "default":
         return Rope(theta)
     if kind == "linear":
-        return Rope(theta, factor=float(given["factor"]))
+        return Rope(theta, factor=given.number("factor"))
     if kind == "llama3":
-        low, high = float(given["low_freq_factor"]), float(given["high_freq_factor"])
-        return Rope(theta, llama3=(float(given["factor"]), low, high, int(given["original_max_position_embeddings"])))
+        low, high = given.number("low_freq_factor"), given.number("high_freq_factor")
+        if low >= high:
+            raise InputError(f"config.json: low_freq_factor, {low}, is not below high_freq_factor, {high}")
+        return Rope(theta, llama3=(given.number("factor"), low, high, given.whole("original_max_position_embeddings")))
     raise InputError(f"rotary embedding '{kind}' is not supported", remedy="known are default, linear, llama3")

@@ -1,7 +1,7 @@
 """Checkpoints: a config, and tensors that are read one at a time from where they lie.
 
 `open_checkpoint` takes a Hugging Face folder (config.json and .safetensors, sharded too), one .safetensors file beside its config.json,
-a .gguf file, or a folder with Meta's params.json and consolidated.00.pth. Whatever the format, tensors go by their Hugging Face names.
+a .gguf file, or Meta's params.json and consolidated.00.pth. Whatever the format, tensors go by their Hugging Face names.
 """
 
 from __future__ import annotations
@@ -48,7 +48,10 @@ class Checkpoint(ABC):
             InputError: it holds NaN or infinite values, or the file is damaged.
         """
         try:
-            tensor = self._read(name).to(torch.float32, copy=True)
+            stored = self._read(name)
+            if not stored.is_floating_point():
+                raise ValueError(f"it holds {stored.dtype}, expected floating-point numbers")
+            tensor = stored.to(torch.float32, copy=True)
         except (ValueError, IndexError, RuntimeError, OSError, NotImplementedError) as error:
             raise InputError(f"{self.path}: tensor {name} cannot be read: {error}") from None
         if not torch.isfinite(tensor).all():
@@ -109,8 +112,11 @@ def _loaded(kind: Callable[..., M], config: DecoderConfig, state: dict[str, Tens
     return module.eval()
 
 
-def open_checkpoint(path: Path | str) -> Checkpoint:
+def open_checkpoint(path: Path | str, params: Path | None = None) -> Checkpoint:
     """Open a checkpoint and check that it is whole.
+
+    Args:
+        params: Meta's params.json, where it is not beside the .pth file.
 
     Raises:
         InputError: no such file, a format or an architecture that is not known, tensors missing or of other shapes.
@@ -120,7 +126,13 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     if not path.exists():
         raise InputError(f"no such checkpoint: {path}")
     opened: Checkpoint
-    if path.suffix == ".gguf":
+    if path.suffix == ".pth" or params is not None or (path / "params.json").is_file():
+        from tosaic.llm.meta import MetaCheckpoint
+
+        if path.is_file() and path.suffix != ".pth":
+            raise InputError(f"params.json belongs to .pth files, and {path.name} is none", remedy="leave --params out")
+        opened = MetaCheckpoint(path, params)
+    elif path.suffix == ".gguf":
         from tosaic.llm.gguf_file import GgufCheckpoint
 
         opened = GgufCheckpoint(path)
@@ -128,13 +140,9 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
         from tosaic.llm.hugging_face import HuggingFaceCheckpoint
 
         opened = HuggingFaceCheckpoint(path)
-    elif (path / "params.json").is_file():
-        from tosaic.llm.meta import MetaCheckpoint
-
-        opened = MetaCheckpoint(path)
     else:
         found = "a folder without config.json or params.json" if path.is_dir() else f"a file with the suffix '{path.suffix}'"
-        remedy = "give a Hugging Face folder, FILE.safetensors beside its config.json, FILE.gguf, or a folder with params.json and .pth"
+        remedy = "give a Hugging Face folder, FILE.safetensors beside its config.json, FILE.gguf, or params.json and a .pth file"
         raise InputError(f"{path} is no checkpoint: {found}", remedy=remedy)
     opened.check()
     return opened
@@ -150,7 +158,7 @@ def read_config(path: Path) -> dict[str, Any]:
         config = json.loads(path.read_text())
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(config, dict):
         raise InputError(f"{path} holds no JSON object")

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tosaic.errors import InputError
 from tosaic.llm.architecture import DecoderConfig, Rope, differences
 from tosaic.llm.checkpoint import Checkpoint, interleaved_to_halves
+from tosaic.llm.values import MAX_LAYERS, Values
 
 try:
     import gguf
@@ -24,7 +25,17 @@ _INTERLEAVED = ("llama",)  # whose queries and keys llama.cpp reorders
 _GEMMA3_PATTERN = 6  # every sixth layer is global; the file does not say so
 
 
-_BROKEN = (ValueError, IndexError, KeyError, OSError, OverflowError, struct.error, TypeError, MemoryError)
+_BROKEN = (ValueError, IndexError, KeyError, OSError, OverflowError, TypeError, MemoryError, RecursionError)
+
+
+class _Reader(gguf.GGUFReader):
+    """The package's reader, which takes what lies beyond the end of the file for nothing, and counts on to what a header claims."""
+
+    def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+        offset, end = int(offset), int(offset) + np.dtype(dtype).itemsize * int(count)
+        if not 0 <= offset <= end <= len(self.data):
+            raise ValueError(f"it has {len(self.data)} bytes, and what it describes reaches to byte {end}")
+        return super()._get(offset, dtype, int(count), override_order)
 
 
 class Fields(Mapping[str, Any]):
@@ -53,67 +64,73 @@ class GgufCheckpoint(Checkpoint):
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            reader = gguf.GGUFReader(path)
+            reader = _Reader(path)
         except _BROKEN as error:
             raise InputError(f"{path} is no usable GGUF file: {error or type(error).__name__}", remedy="it may be truncated") from None
         self.fields = Fields(path, reader.fields)
         self._tensors = {t.name: t for t in reader.tensors}
-        self._kind = self.fields.get("general.architecture")
+        kind = self.fields.get("general.architecture")
+        if not isinstance(kind, str):
+            raise InputError(f"{path} names no architecture (general.architecture)")
+        self._kind: str = kind
         self.config = self._config()
         architecture = next(a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == self._kind)
         self._names = gguf.get_tensor_name_map(architecture, self.config.layers)
 
     def _config(self) -> DecoderConfig:
-        kind = _KINDS.get(str(self._kind), str(self._kind))
+        kind = _KINDS.get(self._kind, self._kind)
         fields = differences(kind)
-        try:
-            hidden, heads, layers = self._field("embedding_length"), self._field("attention.head_count"), self._field("block_count")
-            head_dim = self._field("attention.key_length", hidden // heads)
-            if self._field("rope.dimension_count", head_dim) != head_dim:
-                raise InputError("rotary embeddings of a part of each head are not supported", where=str(self.path))
-            if kind.startswith("gemma"):
-                fields |= {"embedding_scale": float(hidden) ** 0.5, "norm_offset": 0.0}  # llama.cpp has added it
-                fields |= {"attention_cap": self._field("attn_logit_softcapping", None)}
-                fields |= {"logit_cap": self._field("final_logit_softcapping", None)}
-            window = self._field("attention.sliding_window", None) or None
-            pattern = {"gemma2": 2, "gemma3_text": _GEMMA3_PATTERN}.get(kind)
-            local = tuple(bool((i + 1) % pattern) for i in range(layers)) if window and pattern else ()
-            local_theta = float(self._field("rope.freq_base_swa", 10000.0))
-            return DecoderConfig(
-                architecture=kind,
-                vocabulary=int(self._tensors["token_embd.weight"].shape[1]),
-                hidden=hidden,
-                layers=layers,
-                heads=heads,
-                kv_heads=self._field("attention.head_count_kv", heads),
-                head_dim=head_dim,
-                ffn=self._field("feed_forward_length"),
-                eps=float(self._field("attention.layer_norm_rms_epsilon")),
-                rope=self._rope(),
-                local_rope=Rope(local_theta) if kind == "gemma3_text" else None,
-                tied="output.weight" not in self._tensors,
-                attention_scale=head_dim**-0.5,
-                max_positions=self._field("context_length"),
-                window=window if local else None,
-                local=local,
-                **fields,
-            )
-        except KeyError as error:
-            raise InputError(f"{self.path} has no {error}") from None
+        prefix = f"{self._kind}."
+        values = Values(
+            {key.removeprefix(prefix): self.fields[key] for key in self.fields if key.startswith(prefix)}, f"{self.path}: {self._kind}"
+        )
+        hidden, heads, layers = (
+            values.whole("embedding_length"),
+            values.whole("attention.head_count"),
+            values.whole("block_count", largest=MAX_LAYERS),
+        )
+        head_dim = values.whole("attention.key_length", max(hidden // heads, 1))
+        if values.whole("rope.dimension_count", head_dim) != head_dim:
+            raise InputError("rotary embeddings of a part of each head are not supported", where=str(self.path))
+        if kind.startswith("gemma"):
+            fields |= {"embedding_scale": float(hidden) ** 0.5, "norm_offset": 0.0}  # llama.cpp has added it
+            for field, key in (("attention_cap", "attn_logit_softcapping"), ("logit_cap", "final_logit_softcapping")):
+                fields[field] = values.number(key) if key in values else None
+        window = values.whole("attention.sliding_window", 0, least=0)
+        pattern = {"gemma2": 2, "gemma3_text": _GEMMA3_PATTERN}.get(kind)
+        local = tuple(bool((i + 1) % pattern) for i in range(layers)) if window and pattern else ()
+        embedding = self._tensors.get("token_embd.weight")
+        if embedding is None or len(embedding.shape) != 2:
+            raise InputError(f"{self.path} has no matrix token_embd.weight")
+        return DecoderConfig(
+            architecture=kind,
+            vocabulary=int(embedding.shape[1]),
+            hidden=hidden,
+            layers=layers,
+            heads=heads,
+            kv_heads=values.whole("attention.head_count_kv", heads),
+            head_dim=head_dim,
+            ffn=values.whole("feed_forward_length"),
+            eps=values.number("attention.layer_norm_rms_epsilon"),
+            rope=self._rope(values),
+            local_rope=Rope(values.number("rope.freq_base_swa", 10000.0)) if kind == "gemma3_text" else None,
+            tied="output.weight" not in self._tensors,
+            attention_scale=head_dim**-0.5,
+            max_positions=values.whole("context_length"),
+            window=window if local else None,
+            local=local,
+            **fields,
+        )
 
-    def _field(self, name: str, *default: Any) -> Any:
-        key = f"{self._kind}.{name}"
-        return self.fields.get(key, *default) if default else self.fields[key]
-
-    def _rope(self) -> Rope:
-        theta = float(self._field("rope.freq_base", 10000.0))
+    def _rope(self, values: Values) -> Rope:
+        theta = values.number("rope.freq_base", 10000.0)
         divisors = self._tensors.get("rope_freqs.weight")
         if divisors is not None:
             return Rope(theta, divisors=tuple(divisors.data.astype(float).tolist()))
-        scaling = self._field("rope.scaling.type", "none")
+        scaling = values.get("rope.scaling.type", "none")
         if scaling not in ("none", "linear"):
             raise InputError(f"{self.path}: rotary embedding '{scaling}' is not supported", remedy="known are none, linear")
-        return Rope(theta, factor=float(self._field("rope.scaling.factor", 1.0)) if scaling == "linear" else 1.0)
+        return Rope(theta, factor=values.number("rope.scaling.factor", 1.0) if scaling == "linear" else 1.0)
 
     def _tensor(self, name: str) -> Any:
         return self._tensors.get(self._names.get_name(name, (".weight", ".bias")) or "")

@@ -27,7 +27,7 @@ class Settings:
         max_seq_length: positions that the caches hold.
         prefill_chunk: tokens that one run of the prefill artifact takes; 0 stands for 128, or `max_seq_length` where that is less.
         calibration_limit: samples of text to calibrate on.
-        calibration_seq_length: tokens of each; 0 stands for 256, or `max_seq_length` where that is less.
+        calibration_seq_length: tokens of each, whole chunks; 0 stands for 256, or what is nearest below.
         activation_scales: of what enters linear layers, "static" or "per-token"; None takes what measures best in the mode.
         overrides: module path pattern or aten operator -> scheme.
         smoothing: move scale between channels where that makes ranges narrower.
@@ -52,11 +52,14 @@ class Settings:
         defaults = {
             "spec": FLOAT_SPEC if self.mode is None else QUANTIZED_SPEC,
             "prefill_chunk": min(PREFILL_CHUNK, self.max_seq_length),
-            "calibration_seq_length": min(CALIBRATION_SEQ_LENGTH, self.max_seq_length),
         }
         for name, value in defaults.items():
             if not getattr(self, name):
                 object.__setattr__(self, name, value)
+        if not self.calibration_seq_length:
+            chunk = max(self.prefill_chunk, 1)
+            length = max(min(CALIBRATION_SEQ_LENGTH, self.max_seq_length) // chunk, 1) * chunk
+            object.__setattr__(self, "calibration_seq_length", length)
 
     @property
     def per_token(self) -> bool:
@@ -99,9 +102,10 @@ class Settings:
             if (value := getattr(self, name)) < 1:
                 raise InputError(f"{name.replace('_', '-')} is {value}, expected at least 1")
         length, chunk = self.max_seq_length, self.prefill_chunk
-        if length % chunk:
-            what = f"max-seq-length {length} is no multiple of the prefill chunk, {chunk}"
-            raise InputError(what, remedy=f"use --max-seq-length {-(-length // chunk) * chunk}, or another --prefill-chunk")
+        for flag, value in (("max-seq-length", length), ("calibration-seq-length", self.calibration_seq_length)):
+            if value % chunk:
+                what = f"{flag} {value} is no multiple of the prefill chunk, {chunk}"
+                raise InputError(what, remedy=f"use --{flag} {-(-value // chunk) * chunk}, or another --prefill-chunk")
         if self.calibration_seq_length > length:
             raise InputError(
                 f"calibration-seq-length {self.calibration_seq_length} is longer than the caches, which hold {length} positions",

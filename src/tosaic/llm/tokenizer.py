@@ -12,6 +12,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tosaic.errors import InputError
 from tosaic.llm.checkpoint import read_config
+from tosaic.llm.values import Values
 
 try:
     import tokenizers
@@ -20,6 +21,7 @@ except ImportError:
     raise InputError("language models need the package tokenizers", remedy="pip install 'tosaic[llm]'") from None
 
 _CONTROL, _USER_DEFINED = 3, 4  # token types of GGUF
+_LONGEST = 1024  # characters of a piece that is looked at for merges; a damaged file may hold one of millions
 # how text is split before byte-pair encoding, by GGUF's name for it; {n} is how many digits go together
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _SPLITS = {"llama-bpe": _WORDS % "{1,3}", "llama3": _WORDS % "{1,3}", "smaug-bpe": _WORDS % "{1,3}", "qwen2": _WORDS % ""}
@@ -100,21 +102,24 @@ def _from_folder(file: Path) -> Tokenizer:
         model = tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises this class itself
         raise InputError(f"{file} is no usable tokenizer: {error}") from None
-    beside = {name: file.with_name(name) for name in ("tokenizer_config.json", "generation_config.json", "chat_template.jinja")}
-    config = read_config(beside["tokenizer_config.json"]) if beside["tokenizer_config.json"].is_file() else {}
-    generation = read_config(beside["generation_config.json"]) if beside["generation_config.json"].is_file() else {}
-    template = beside["chat_template.jinja"].read_text() if beside["chat_template.jinja"].is_file() else config.get("chat_template")
+    config, generation = (_values(file.with_name(name)) for name in ("tokenizer_config.json", "generation_config.json"))
+    jinja = file.with_name("chat_template.jinja")
+    template = jinja.read_text(errors="replace") if jinja.is_file() else config.get("chat_template", None)
     if isinstance(template, list):  # several by name
-        template = next((t["template"] for t in template if t.get("name") == "default"), None)
-    names = {key: _content(config[key]) for key in ("bos_token", "eos_token") if config.get(key)}
-    ends = generation.get("eos_token_id")
-    ids = set(ends if isinstance(ends, list) else [ends]) | {model.token_to_id(names["eos_token"]) if "eos_token" in names else None}
-    start = model.token_to_id(names["bos_token"]) if config.get("add_bos_token") and "bos_token" in names else None
-    return Tokenizer(model, frozenset(i for i in ids if i is not None), start, template, names)
+        template = next((t.get("template") for t in template if isinstance(t, dict) and t.get("name") == "default"), None)
+    names = {key: _content(config.get(key)) for key in ("bos_token", "eos_token") if key in config}
+    ends = generation.get("eos_token_id", [])
+    ids = {*(ends if isinstance(ends, list) else [ends]), model.token_to_id(names["eos_token"]) if "eos_token" in names else None}
+    start = model.token_to_id(names["bos_token"]) if config.flag("add_bos_token") and "bos_token" in names else None
+    return Tokenizer(model, frozenset(i for i in ids if isinstance(i, int)), start, None if template is None else str(template), names)
+
+
+def _values(file: Path) -> Values:
+    return Values(read_config(file) if file.is_file() else {}, str(file))
 
 
 def _content(token: Any) -> str:
-    return str(token["content"] if isinstance(token, dict) else token)
+    return str(token.get("content") if isinstance(token, dict) else token)
 
 
 def from_gguf(fields: Mapping[str, Any]) -> Tokenizer:
@@ -123,32 +128,45 @@ def from_gguf(fields: Mapping[str, Any]) -> Tokenizer:
     Raises:
         InputError: the file has none, or one of a kind that is not known.
     """
-    kind, tokens = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.tokens")
+    values = Values(fields, "the GGUF file")
+    kind, tokens = values.get("tokenizer.ggml.model", None), values.items("tokenizer.ggml.tokens")
     if not tokens:
         raise InputError("the GGUF file has no tokenizer", remedy="name one with base.tokenizer_path")
+    if not all(isinstance(token, str) for token in tokens):
+        raise InputError("the GGUF file's tokenizer is damaged: its tokens are not text")
     if kind == "gpt2":
-        model = _byte_level(fields, tokens)
+        model = _byte_level(values, tokens)
     elif kind == "llama":
-        model = _sentence_piece(fields, tokens)
+        model = _sentence_piece(values, tokens)
     else:
         raise InputError(
             f"the GGUF file's tokenizer is of kind '{kind}'; known are gpt2 and llama", remedy="name another with base.tokenizer_path"
         )
-    types = fields.get("tokenizer.ggml.token_type", [])
+    types = values.items("tokenizer.ggml.token_type") or []
     model.add_special_tokens([AddedToken(t, normalized=False) for t, k in zip(tokens, types, strict=False) if k == _CONTROL])
     model.add_tokens([AddedToken(t, normalized=False) for t, k in zip(tokens, types, strict=False) if k == _USER_DEFINED])
-    ids = {key: fields.get(f"tokenizer.ggml.{key}_token_id") for key in ("bos", "eos", "eot", "eom")}
-    names = {f"{key}_token": tokens[ids[key]] for key in ("bos", "eos") if ids[key] is not None}
-    add_start = fields.get("tokenizer.ggml.add_bos_token", kind == "llama")
-    end = frozenset(i for key in ("eos", "eot", "eom") if (i := ids[key]) is not None)
-    return Tokenizer(model, end, ids["bos"] if add_start else None, fields.get("tokenizer.chat_template"), names)
+    keys = {name: f"tokenizer.ggml.{name}_token_id" for name in ("bos", "eos", "eot", "eom")}
+    ids = {name: values.whole(key, least=0, largest=len(tokens) - 1) for name, key in keys.items() if key in values}
+    names = {f"{name}_token": tokens[ids[name]] for name in ("bos", "eos") if name in ids}
+    add_start = values.flag("tokenizer.ggml.add_bos_token", kind == "llama")
+    end = frozenset(ids[name] for name in ("eos", "eot", "eom") if name in ids)
+    template = values.get("tokenizer.chat_template", None)
+    return Tokenizer(model, end, ids.get("bos") if add_start else None, None if template is None else str(template), names)
 
 
-def _byte_level(fields: Mapping[str, Any], tokens: list[str]) -> tokenizers.Tokenizer:
+def _pairs(vocabulary: dict[str, int], merges: list[Any], **options: Any) -> tokenizers.Tokenizer:
+    """Byte-pair encoding."""
+    try:
+        return tokenizers.Tokenizer(models.BPE(vocabulary, merges, **options))
+    except Exception as error:  # the library raises this class itself
+        raise InputError(f"the GGUF file's tokenizer is damaged: {error}") from None
+
+
+def _byte_level(fields: Values, tokens: list[str]) -> tokenizers.Tokenizer:
     """Byte-pair encoding of bytes, as GPT-2 has it."""
-    merges = [tuple(merge.split(" ", 1)) for merge in fields.get("tokenizer.ggml.merges", [])]
-    model = tokenizers.Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
-    how = fields.get("tokenizer.ggml.pre", "default")
+    merges = [tuple(str(merge).split(" ", 1)) for merge in fields.items("tokenizer.ggml.merges") or []]
+    model = _pairs({token: i for i, token in enumerate(tokens)}, merges)
+    how = str(fields.get("tokenizer.ggml.pre", "default"))
     if how in _SPLITS:
         split = [pre_tokenizers.Split(Regex(_SPLITS[how]), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     elif how in _SINGLE_DIGITS:
@@ -165,17 +183,20 @@ def _byte_level(fields: Mapping[str, Any], tokens: list[str]) -> tokenizers.Toke
     return model
 
 
-def _sentence_piece(fields: Mapping[str, Any], tokens: list[str]) -> tokenizers.Tokenizer:
+def _sentence_piece(fields: Values, tokens: list[str]) -> tokenizers.Tokenizer:
     """SentencePiece's byte-pair encoding: the pair whose piece has the best score is merged first."""
     ids = {token: i for i, token in enumerate(tokens)}
-    scores = fields["tokenizer.ggml.scores"]
+    scores = fields.items("tokenizer.ggml.scores") or []
+    if len(scores) != len(tokens) or not all(isinstance(score, float) for score in scores):
+        raise InputError(f"the GGUF file's tokenizer is damaged: {len(scores)} scores for {len(tokens)} tokens, expected a number for each")
     merges = []
     for token, i in ids.items():
-        pairs = [(token[:k], token[k:]) for k in range(1, len(token)) if token[:k] in ids and token[k:] in ids]
+        cuts = range(1, len(token) if len(token) <= _LONGEST else 1)
+        pairs = [(token[:k], token[k:]) for k in cuts if token[:k] in ids and token[k:] in ids]
         merges += [(-scores[i], ids[a], ids[b], (a, b)) for a, b in pairs]
-    unknown = tokens[fields.get("tokenizer.ggml.unknown_token_id", 0)]
-    model = tokenizers.Tokenizer(models.BPE(ids, [m[-1] for m in sorted(merges)], unk_token=unknown, fuse_unk=True, byte_fallback=True))
-    prefix = [normalizers.Prepend("▁")] if fields.get("tokenizer.ggml.add_space_prefix", True) else []
+    unknown = tokens[fields.whole("tokenizer.ggml.unknown_token_id", 0, least=0, largest=len(tokens) - 1)]
+    model = _pairs(ids, [m[-1] for m in sorted(merges)], unk_token=unknown, fuse_unk=True, byte_fallback=True)
+    prefix = [normalizers.Prepend("▁")] if fields.flag("tokenizer.ggml.add_space_prefix", True) else []
     model.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", "▁")])
     strip = [decoders.Strip(" ", 1, 0)] if prefix else []
     model.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
