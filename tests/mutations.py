@@ -163,11 +163,12 @@ def mutated(rng: random.Random, good: bytes) -> tuple[str, bytes]:
 def corpus() -> list[tuple[str, bytes]]:
     """Good files by their suffix, one of each kind for each operator, and networks of several."""
     import test_vgf
+    from tosa_files import CONTROL_FLOW
 
     from tosaic.emit.flatbuffer import serialize
     from tosaic.emit.vgf import to_vgf
 
-    seen, files = set(), []
+    seen, files = set(), [(".tosa", make()[0]) for make in CONTROL_FLOW.values()]
     for row in test_vgf.ROWS:
         kind = (type(row[0]), str(row[1]).partition("[")[0] in ("i8", "f32"))
         if kind not in seen:

@@ -50,7 +50,7 @@ def test_equals_the_reference_model(case: Row, reference) -> None:
 
 
 def test_every_operator_has_a_handler() -> None:
-    assert set(HANDLERS) == set(ops.BY_NAME.values())
+    assert set(HANDLERS) == {*ops.BY_NAME.values(), *ops.CONTROL_FLOW.values()}
 
 
 @pytest.mark.parametrize("name", sorted(ops.BY_NAME))

@@ -328,7 +328,7 @@ def dequantize(stored: np.ndarray, port: PortRecord) -> np.ndarray:
 
 def operator_counts(graph: Graph) -> dict[str, int]:
     """TOSA operator -> how often, most frequent first."""
-    return dict(Counter(op.NAME for op in graph.ops).most_common())
+    return dict(Counter(op.NAME for part in graph.nested() for op in part.ops).most_common())
 
 
 def versions() -> dict[str, str]:

@@ -37,10 +37,12 @@ def prepare(on: str, graph: Graph, vgf: Path | None = None) -> Run:
     return _PREPARE[on](graph, vgf)
 
 
-def missing(on: str) -> str | None:
-    """Why an executor cannot run here, and the remedy; None if it can."""
+def missing(on: str, graph: Graph | None = None) -> str | None:
+    """Why an executor cannot run here (or not this graph), and the remedy; None if it can."""
     if on != "vulkan":
         return None
+    if graph is not None and (node := next((n for n in graph.nodes if n.op.graphs), None)) is not None:
+        return f"graphs of Vulkan have no {node.op.NAME}"
     from tosaic.execute.vulkan import available
 
     return available()

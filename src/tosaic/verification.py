@@ -136,7 +136,7 @@ def _check(
     each: bool,
     progress: Progress,
 ) -> Check:
-    if (reason := missing(executor)) is not None:
+    if (reason := missing(executor, artifact.graph)) is not None:
         return Check(executor, MISSING, {}, reason, 0.0)
     names = [port.name for port in artifact.passport.outputs]
     started = time.perf_counter()
@@ -191,7 +191,7 @@ def _first(
 
 
 def _has_floats(graph: Graph) -> bool:
-    return any(value.dtype.is_float for value in graph.values())
+    return any(value.dtype.is_float for part in graph.nested() for value in part.values())
 
 
 # Random inputs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import tosa_serializer as ts
 from tosaic.emit.layout import Constant, Statement, statement
 from tosaic.errors import EmitError
 from tosaic.tosa import ops
-from tosaic.tosa.graph import Graph, Node, Value
+from tosaic.tosa.graph import Graph, Names, Node, Value
 from tosaic.tosa.types import DType
 
 _DTYPE = {d: getattr(ts.DType, d.name) for d in DType}
@@ -27,23 +28,32 @@ _ENUMS: dict[Any, Any] = _DTYPE | {
 
 
 def serialize(graph: Graph) -> bytes:
-    """The graph as a `.tosa` file, version 1.0.
+    """The graph as a `.tosa` file, version 1.0; what control flow runs is a region each.
 
     Operands that this project keeps as attributes (zero points, shapes, multipliers, shifts) become CONST and
     CONST_SHAPE operators, shared where equal. Locations are kept.
     """
-    return _Writer(graph).bytes()
+    file = ts.TosaSerializer("", targetMajor=1, targetMinor=0, targetPatch=0, targetDraft=False)
+    names, regions = Names(), dict[int, str]()
+    for part in graph.nested():
+        regions[id(part)] = names.unique(part.name if regions else file.currRegion.name)
+    for part in graph.nested():
+        if part is not graph:
+            file.startRegion(regions[id(part)])
+            file.currRegion.addBasicBlock(regions[id(part)])
+        _Writer(part, file.currRegion.currBasicBlock, regions).write()
+    return file.serialize()
 
 
 class _Writer:
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
-        self.file = ts.TosaSerializer("", targetMajor=1, targetMinor=0, targetPatch=0, targetDraft=False)
-        self.block = self.file.currRegion.currBasicBlock
+    """Writes a graph into a block; `regions`: names of the regions that are graphs, by their id."""
+
+    def __init__(self, graph: Graph, block: Any, regions: Mapping[int, str]) -> None:
+        self.graph, self.block, self.regions = graph, block, regions
         self.shared: dict[tuple, str] = {}
         self.taken = {v.name for v in (*graph.inputs, *graph.constants())} | {v.name for n in graph.nodes for v in n.outputs}
 
-    def bytes(self) -> bytes:
+    def write(self) -> None:
         for value in self.graph.inputs:
             self._tensor(value)
             self.block.addInput(value.name)
@@ -54,7 +64,6 @@ class _Writer:
             self._node(node)
         for value in self.graph.outputs:
             self.block.addOutput(value.name)
-        return self.file.serialize()
 
     def _tensor(self, value: Value) -> None:
         if max(value.shape, default=0) >= 1 << 31:
@@ -93,13 +102,18 @@ class _Writer:
         return self.shared[key]
 
     def _node(self, node: Node) -> None:
+        for value in node.outputs:
+            self._tensor(value)
+        if isinstance(node.op, ops.ControlFlow):
+            attribute = ts.TosaSerializerAttribute()
+            getattr(attribute, f"{type(node.op).__name__}Attribute")(*(self.regions[id(part)] for part in node.op.graphs))
+            self._operator(getattr(ts.Op, node.op.NAME), [v.name for v in node.inputs], [v.name for v in node.outputs], attribute, node)
+            return
         said = statement(node)
         operands = [
             x.name if isinstance(x, Value) else self._shape(x.data) if i in said.shapes else self._const(x)
             for i, x in enumerate(said.operands)
         ]
-        for value in node.outputs:
-            self._tensor(value)
         self._operator(getattr(ts.Op, node.op.NAME), operands, [v.name for v in node.outputs], _attributes(node.op, said), node)
 
 

@@ -200,10 +200,15 @@ def operator(
             values = builder.emit_all(_make(name, fields), *tensors, names=outputs)
     except (GraphError, ValueError, TypeError, LookupError, ArithmeticError) as error:
         raise InputError(f"{name}: {getattr(error, 'what', error)}") from None
+    matching(name, values, results)
+    return values
+
+
+def matching(name: str, values: Sequence[Value], results: Sequence[TensorType]) -> None:
+    """Refuse an operator whose results are not what the file says."""
     for value, result in zip(values, results, strict=True):
         if value.type != result:
             raise InputError(f"{name}: the file says {result} where the operator gives {value.type}")
-    return values
 
 
 def _pairs(name: str, operands: Sequence[Value | Constant]) -> list[tuple[str, Value | Constant]]:

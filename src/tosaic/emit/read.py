@@ -6,6 +6,7 @@ malformed, or computes with more than TOSA 1.0 operators, is one InputError.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import struct
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ import numpy as np
 import vgfpy
 
 from tosaic.emit import spirv_read as spirv
-from tosaic.emit.layout import LAYOUT, Constant, operator
+from tosaic.emit.layout import LAYOUT, Constant, matching, operator
 from tosaic.emit.spirv_read import unpack
 from tosaic.errors import GraphError, InputError
 from tosaic.tosa import container as vgf
@@ -42,7 +43,7 @@ def read_tosa(path: Path | str) -> Graph:
     """The graph of a TOSA flatbuffer; constants stay in the file, as for `read_vgf`.
 
     Raises:
-        InputError: the file cannot be read, is malformed, or has control flow, variables or types beyond TOSA 1.0.
+        InputError: the file cannot be read, is malformed, or has variables, custom operators or types beyond TOSA 1.0.
     """
     return _reading(path, _tosa)
 
@@ -152,13 +153,11 @@ def _tosa(data: memoryview, name: str) -> Graph:
         raise InputError("only TOSA 1.x is supported")
     if file.RegionsLength() == 0 or file.Regions(0).BlocksLength() == 0:
         raise InputError("the file has no graph")
-    block = _TosaBlock(file.Regions(0).Blocks(0), data, name)  # other blocks are bodies of control flow, which `graph` refuses
-    return block.graph()
+    return _TosaFile(file, data, name).graph(0)
 
 
 # what TOSA has, and a graph of values has not; a .vgf cannot hold it either
 _BEYOND = {
-    **dict.fromkeys(("COND_IF", "WHILE_LOOP"), "graphs here have no control flow"),
     **dict.fromkeys(("VARIABLE", "VARIABLE_READ", "VARIABLE_WRITE"), "graphs here keep nothing from one run to the next"),
     "CUSTOM": "only its maker knows what it computes",
 }
@@ -166,57 +165,88 @@ _BEYOND = {
 
 # bytes read for each byte of the file: names stand there once and are referred to
 _READ_AGAIN = 64
+DEEPEST = 64  # graphs within graphs; TOSA's level 8K has 256, which Python's stack does not hold
 
 
-class _TosaBlock:
-    """One basic block, through the flatbuffer accessors that tosa-tools ships."""
+class _TosaFile:
+    """The regions of a file, each of which is a graph: the first, and those that control flow runs."""
 
-    def __init__(self, block: Any, data: memoryview, name: str) -> None:
-        from tosa import Attribute, DType, Op
+    def __init__(self, file: Any, data: memoryview, name: str) -> None:
+        self.file, self.data, self.left = file, data, _READ_AGAIN * len(data)
+        regions = list(self.all(file.Regions, file.RegionsLength()))
+        self.places: dict[bytes | None, int] = {region.Name(): i for i, region in reversed([*enumerate(regions)])}
+        self.names, self.depth = Names(), 0
+        self.own_name = self.names.unique(name)
+        self.graphs: dict[int, Graph] = {}
 
-        self.block, self.data, self.left = block, data, _READ_AGAIN * len(data)
-        self.builder = Builder(name)
-        self.tensors = {self._text(t.Name()): t for t in self._all(block.Tensors, block.TensorsLength())}
-        self.shapes = {self._text(s.Name()): s for s in self._all(block.Shapes, block.ShapesLength())}
-        self.values: dict[str, Value | Constant] = {}
-        self.op_names, self.kinds, self.dtypes = (_by_number(c) for c in (Op.Op, Attribute.Attribute, DType.DType))
+    def graph(self, place: int) -> Graph:
+        if place not in self.graphs:
+            if self.depth > DEEPEST:
+                raise InputError(f"control flow is nested more than {DEEPEST} deep, or a graph runs itself")
+            region = self.file.Regions(place)
+            if not region.BlocksLength():
+                raise InputError(f"region {place} has no graph")
+            self.depth += 1
+            name = self.names.unique(self.text(region.Name() or b"graph")) if place else self.own_name
+            self.graphs[place] = _TosaBlock(region.Blocks(0), self, name).graph()
+            self.depth -= 1
+        return self.graphs[place]
 
-    def graph(self) -> Graph:
-        block = self.block
-        for name in map(self._text, self._all(block.Inputs, block.InputsLength())):
-            type_ = self._type(name)
-            self.values[name] = self.builder.input(name, type_.dtype, type_.shape)
-        for node in self._all(block.Operators, block.OperatorsLength()):
-            self._node(node)
-        outputs = [self.values[n] for n in map(self._text, self._all(block.Outputs, block.OutputsLength()))]
-        return self.builder.finish([v if isinstance(v, Value) else v.value(self.builder) for v in outputs])
+    def named(self, name: bytes | None) -> Graph:
+        if name not in self.places:
+            raise InputError(f"there is no region '{self.text(name or b'')}'")
+        return self.graph(self.places[name])
 
-    def _all(self, accessor: Callable[[int], Any], length: int) -> Iterator[Any]:
+    def all(self, accessor: Callable[[int], Any], length: int) -> Iterator[Any]:
         """The elements of a vector."""
-        self._spend(_READ_AGAIN * length)  # any element takes some bytes of the file
+        self.spend(_READ_AGAIN * length)  # any element takes some bytes of the file
         return map(accessor, range(length))
 
-    def _text(self, text: bytes) -> str:
-        self._spend(len(text))
+    def text(self, text: bytes) -> str:
+        self.spend(len(text))
         return text.decode()
 
-    def _spend(self, size: int) -> None:
+    def spend(self, size: int) -> None:
         """Account for what is read: a few bytes can refer to the same place often."""
         self.left -= size
         if self.left < 0:
             raise InputError("the file refers to the same bytes too often")
 
+
+class _TosaBlock:
+    """One basic block, through the flatbuffer accessors that tosa-tools ships."""
+
+    def __init__(self, block: Any, file: _TosaFile, name: str) -> None:
+        from tosa import Attribute, DType, Op
+
+        self.block, self.file, self.data = block, file, file.data
+        self.builder = Builder(name)
+        self.tensors = {self.file.text(t.Name()): t for t in self.file.all(block.Tensors, block.TensorsLength())}
+        self.shapes = {self.file.text(s.Name()): s for s in self.file.all(block.Shapes, block.ShapesLength())}
+        self.values: dict[str, Value | Constant] = {}
+        self.op_names, self.kinds, self.dtypes = (_by_number(c) for c in (Op.Op, Attribute.Attribute, DType.DType))
+
+    def graph(self) -> Graph:
+        block = self.block
+        for name in map(self.file.text, self.file.all(block.Inputs, block.InputsLength())):
+            type_ = self._type(name)
+            self.values[name] = self.builder.input(name, type_.dtype, type_.shape)
+        for node in self.file.all(block.Operators, block.OperatorsLength()):
+            self._node(node)
+        outputs = [self.values[n] for n in map(self.file.text, self.file.all(block.Outputs, block.OutputsLength()))]
+        return self.builder.finish([v if isinstance(v, Value) else v.value(self.builder) for v in outputs])
+
     def _type(self, name: str) -> TensorType:
         tensor = self.tensors[name]
         kind = self.dtypes[tensor.Type()]
-        shape = tuple(self._all(tensor.Shape, tensor.ShapeLength()))
+        shape = tuple(self.file.all(tensor.Shape, tensor.ShapeLength()))
         if kind not in DType.__members__ or tensor.IsUnranked() or tensor.Variable() or any(d <= 0 for d in shape):
             raise InputError(f"tensor '{name}' ({kind}, shape {list(shape)}) is not supported")
         return TensorType(DType[kind], shape)
 
     def _node(self, node: Any) -> None:
-        kind, names = self.op_names[node.Op()], [*map(self._text, self._all(node.Outputs, node.OutputsLength()))]
-        if kind not in (*LAYOUT, "CONST", "CONST_SHAPE"):
+        kind, names = self.op_names[node.Op()], [*map(self.file.text, self.file.all(node.Outputs, node.OutputsLength()))]
+        if kind not in (*LAYOUT, *ops.CONTROL_FLOW, "CONST", "CONST_SHAPE"):
             raise InputError(f"operator {kind} is not supported" + (f": {_BEYOND[kind]}" if kind in _BEYOND else ""))
         if not names:
             raise InputError(f"operator {kind} has no result")
@@ -228,28 +258,42 @@ class _TosaBlock:
             type_ = self._type(name)
             self.values[name] = Constant(type_, unpack(_needed(self._bytes(self.tensors[name]), type_), type_), name)
         elif kind == "CONST_SHAPE":
-            self._spend(self.shapes[name].DataLength())
+            self.file.spend(self.shapes[name].DataLength())
             numbers = np.frombuffer(bytes(self.shapes[name].DataAsNumpy() if self.shapes[name].DataLength() else b""), "<i8")
             self.values[name] = Constant(TensorType(DType.INT32, (len(numbers),)), numbers)
         else:
-            operands = [self.values[n] for n in map(self._text, self._all(node.Inputs, node.InputsLength()))]
-            attributes = self._attributes(node, kind, operands)
-            where = self._text(node.Location().Text()) if node.Location() is not None and node.Location().Text() else ""
+            operands = [self.values[n] for n in map(self.file.text, self.file.all(node.Inputs, node.InputsLength()))]
+            where = self.file.text(node.Location().Text()) if node.Location() is not None and node.Location().Text() else ""
             location = Location.parse(where) if where else None
             results = [self._type(name) for name in names]
-            values = operator(self.builder, kind, attributes, operands, results, outputs=names, location=location)
+            if kind in ops.CONTROL_FLOW:
+                values = self._control_flow(node, kind, operands, results, names, location)
+            else:
+                attributes = self._attributes(node, kind, operands)
+                values = operator(self.builder, kind, attributes, operands, results, outputs=names, location=location)
             self.values |= zip(names, values, strict=True)
 
+    def _control_flow(
+        self,
+        node: Any,
+        kind: str,
+        operands: Sequence[Value | Constant],
+        results: Sequence[TensorType],
+        names: Sequence[str],
+        location: Location | None,
+    ) -> tuple[Value, ...]:
+        cls = ops.CONTROL_FLOW[kind]
+        graphs = {
+            name: self.file.named(graph) for name, graph in self._table(node, kind, [f.name for f in dataclasses.fields(cls)]).items()
+        }
+        tensors = [v if isinstance(v, Value) else v.value(self.builder) for v in operands]
+        with self.builder.at(names[0], location):
+            values = self.builder.emit_all(cls(**graphs), *tensors, names=names)
+        matching(kind, values, results)
+        return values
+
     def _attributes(self, node: Any, kind: str, operands: list[Value | Constant]) -> dict[str, Any]:
-        names = LAYOUT[kind][0].split()
-        if not names:
-            return {}
-        class_name = self.kinds[node.AttributeType()]
-        if class_name.removesuffix("Attribute").upper() != kind.replace("_", ""):
-            raise InputError(f"{kind} has attributes of {class_name}")
-        table = getattr(importlib.import_module(f"tosa.{class_name}"), class_name)()
-        table.Init(node.Attribute().Bytes, node.Attribute().Pos)
-        result = {name: _field(table, name) for name in names}
+        result = self._table(node, kind, LAYOUT[kind][0].split())
         if "acc_type" in result:
             result["acc_type"] = DType[self.dtypes[result["acc_type"]]]
         if kind == "CLAMP":  # limits are bytes of the operand's type
@@ -259,8 +303,19 @@ class _TosaBlock:
                 result[key] = float(result[key]) if operands[0].type.dtype.is_float else result[key]
         return result
 
+    def _table(self, node: Any, kind: str, names: Sequence[str]) -> dict[str, Any]:
+        """Fields of an operator's table of attributes."""
+        if not names:
+            return {}
+        class_name = self.kinds[node.AttributeType()]
+        if class_name.removesuffix("Attribute").upper() != kind.replace("_", ""):
+            raise InputError(f"{kind} has attributes of {class_name}")
+        table = getattr(importlib.import_module(f"tosa.{class_name}"), class_name)()
+        table.Init(node.Attribute().Bytes, node.Attribute().Pos)
+        return {name: _field(table, name) for name in names}
+
     def _bytes(self, tensor: Any) -> np.ndarray:
-        self._spend(tensor.Size() + tensor.DataLength())
+        self.file.spend(tensor.Size() + tensor.DataLength())
         if tensor.Size():  # large data lie behind the flatbuffer
             if tensor.Offset() + tensor.Size() > len(self.data):
                 raise InputError("the file is truncated")

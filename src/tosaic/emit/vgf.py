@@ -45,6 +45,9 @@ def stream_vgf(graph: Graph, file: vgf.Sink, *, emitter: str = "direct", debug_i
     """Write what `write_vgf` writes into an open file, front to back; "direct" copies no constant."""
     if emitter not in EMITTERS:
         raise InputError(f"unknown emitter '{emitter}'", remedy=f"known are {', '.join(EMITTERS)}")
+    if (node := next((n for n in graph.nodes if n.op.graphs), None)) is not None:
+        where = str(node.location) if node.location else f"%{node.outputs[0].name}"
+        raise EmitError(f"a .vgf cannot hold {node.op.NAME}: its graphs have no control flow", where=where, remedy="write a .tosa file")
     if emitter == "converter":
         file.write(_converted(graph, converter))
         return

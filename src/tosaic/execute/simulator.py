@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from tosaic.errors import ExecuteError, InputError
-from tosaic.execute import ops_conv, ops_elementwise, ops_fft, ops_layout, ops_matmul, ops_pool  # noqa: F401  they fill HANDLERS
+from tosaic.execute import ops_control, ops_conv, ops_elementwise, ops_fft, ops_layout, ops_matmul, ops_pool  # noqa: F401  they fill HANDLERS
 from tosaic.execute.handlers import HANDLERS, Kernel
 from tosaic.tosa import ops
 from tosaic.tosa.graph import Graph, Node, Value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tosaic.report.memory import Memory, memory
@@ -14,7 +15,7 @@ from tosaic.tosa.spec import PROFILES, Spec
 
 @dataclass(frozen=True)
 class Counts:
-    """Counted from the graph alone.
+    """Counted from the graph alone; what control flow runs counts once.
 
     Attributes:
         operators: TOSA operator -> how often, most frequent first.
@@ -49,21 +50,22 @@ class Kind:
 
 def count(graph: Graph) -> Counts:
     """Count a graph's operators, arithmetic and bytes."""
+    nodes = [node for part in graph.nested() for node in part.nodes]
     return Counts(
-        operators=dict(Counter(op.NAME for op in graph.ops).most_common()),
-        macs=sum(macs(node) for node in graph.nodes),
-        weight_bytes=sum(value.type.nbytes for value in graph.constants()),
-        value_bytes=sum(value.type.nbytes for value in (*graph.inputs, *(value for node in graph.nodes for value in node.outputs))),
-        spec=_smallest_spec(graph),
-        kinds=_kinds(graph),
+        operators=dict(Counter(node.op.NAME for node in nodes).most_common()),
+        macs=sum(macs(node) for node in nodes),
+        weight_bytes=sum(value.type.nbytes for part in graph.nested() for value in part.constants()),
+        value_bytes=sum(value.type.nbytes for value in (*graph.inputs, *(value for node in nodes for value in node.outputs))),
+        spec=_smallest_spec(nodes),
+        kinds=_kinds(nodes),
         memory=memory(graph),
         fused=memory(graph, fused=True),
     )
 
 
-def _kinds(graph: Graph) -> list[Kind]:
+def _kinds(every: Sequence[Node]) -> list[Kind]:
     groups: dict[str, list[Node]] = {}
-    for node in graph.nodes:
+    for node in every:
         groups.setdefault(node.op.NAME, []).append(node)
     kinds = [
         Kind(
@@ -94,9 +96,9 @@ def macs(node: Node) -> int:
             return 0
 
 
-def _smallest_spec(graph: Graph) -> Spec:
+def _smallest_spec(nodes: Sequence[Node]) -> Spec:
     """Profiles and extensions that the operators need; where either profile will do, the one that others need anyway."""
-    needs = {node.op.requires(*(v.type for v in node.inputs)) for node in graph.nodes}
+    needs = {node.op.requires(*(v.type for v in node.inputs)) for node in nodes}
     spec = Spec(frozenset()).plus(*(part for need in needs if "|" not in need for part in need.split("&")))
     for need in needs:
         spec = spec if spec.holds(need) else spec.plus(need.split("|")[0])

@@ -7,6 +7,7 @@ so that this result is never stored.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tosaic.tosa.graph import Graph, Value
@@ -38,11 +39,18 @@ class Memory:
 
 
 def memory(graph: Graph, fused: bool = False) -> Memory:
-    """Liveness of a graph's values.
+    """Liveness of a graph's values. What control flow runs is moved once, and alive beside what its operator reads and writes.
 
     Args:
         fused: leave out what element-by-element operators would take from their only operand that is made just for them.
     """
+    found: dict[int, Memory] = {}
+    for part in reversed(graph.nested()):
+        found[id(part)] = _memory(part, fused, found)
+    return found[id(graph)]
+
+
+def _memory(graph: Graph, fused: bool, inner: Mapping[int, Memory]) -> Memory:
     hidden = _never_stored(graph) if fused else {}
     when = list(range(len(graph.nodes)))  # what an operator reads must live until its result, or that of its reader, is stored
     for i, node in reversed(list(enumerate(graph.nodes))):
@@ -65,8 +73,11 @@ def memory(graph: Graph, fused: bool = False) -> Memory:
         written = sum(v.type.nbytes for v in node.outputs if v not in hidden)
         moved += written + sum(v.type.nbytes for v in dict.fromkeys(node.inputs) if v not in hidden)
         alive += written
-        if alive > peak:
-            peak, peak_at = alive, node.outputs[0].name
+        runs = [inner[id(part)] for part in node.op.graphs]
+        moved += sum(run.moved for run in runs)
+        beside = max((run.peak for run in runs), default=0)
+        if alive + beside > peak:
+            peak, peak_at = alive + beside, node.outputs[0].name
         alive -= dying[i]
     return Memory(peak, peak_at, moved)
 

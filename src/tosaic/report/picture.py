@@ -19,7 +19,8 @@ _SECONDS = 120  # dot's layout is slow on graphs of thousands of nodes
 
 
 def to_dot(graph: Graph) -> str:
-    """The graph in the language of Graphviz; tooltips have the place in the user's model. Constants are not drawn."""
+    """The graph in the language of Graphviz; tooltips have the place in the user's model. Constants are not drawn, nor what control flow
+    runs, of which the operator has the names."""
     ids = {value: f"v{i}" for i, value in enumerate(graph.inputs)}
     lines = [
         f"digraph {_quoted(graph.name)} {{",
@@ -30,7 +31,7 @@ def to_dot(graph: Graph) -> str:
         lines.append(f"  {id_} [label={_quoted(f'{value.name}{chr(10)}{value.type}')}, shape=ellipse];")
     for i, node in enumerate(graph.nodes):
         ids |= dict.fromkeys(node.outputs, f"n{i}")
-        constants = "".join(f"\n{v.type}" for v in node.inputs if v.is_const)
+        constants = "".join(f"\n{v.type}" for v in node.inputs if v.is_const) + "".join(f"\n{g.name}" for g in node.op.graphs)
         colour = _COLOUR_OF.get(node.op.NAME, "#ffffff")
         tooltip = f"%{node.outputs[0].name}" + (f"\n{node.location}" if node.location else "")
         lines.append(f"  n{i} [label={_quoted(node.op.NAME + constants)}, fillcolor={_quoted(colour)}, tooltip={_quoted(tooltip)}];")

@@ -117,7 +117,7 @@ class Node:
 
     @property
     def output(self) -> Value:
-        """The only result: for all operators but FFT2D and RFFT2D, which have two."""
+        """The only result: for all operators but FFT2D and RFFT2D, which have two, and control flow."""
         (only,) = self.outputs
         return only
 
@@ -139,6 +139,19 @@ class Graph:
     def values(self) -> list[Value]:
         """Inputs and results of all operators, in order."""
         return [*self.inputs, *(value for node in self.nodes for value in node.outputs)]
+
+    def nested(self) -> list[Graph]:
+        """This graph and those that its control flow runs, each once and before what it runs itself."""
+        found: dict[int, Graph] = {}
+
+        def visit(graph: Graph) -> None:
+            if id(graph) not in found:
+                for inner in (g for node in graph.nodes for g in node.op.graphs):
+                    visit(inner)
+                found[id(graph)] = graph
+
+        visit(self)
+        return [*found.values()][::-1]
 
     def constants(self) -> list[Value]:
         """Constant values in order of first use (then constant outputs)."""
@@ -301,12 +314,19 @@ class Builder:
 
 
 def verify(graph: Graph, spec: Spec | None = None) -> None:
-    """Check structure, types and, with a `spec`, profiles, extensions and level limits of every operator.
+    """Check structure, types and, with a `spec`, profiles, extensions and level limits of every operator, in nested graphs too.
 
     Raises:
         GraphError: the structure or a type rule is broken.
         SpecError: operators need a profile, extension or level that `spec` lacks; the message lists all of them.
     """
+    problems = [problem for part in graph.nested() for problem in _problems(part, spec)]
+    if problems and spec is not None:
+        raise _spec_error(problems, spec)
+
+
+def _problems(graph: Graph, spec: Spec | None) -> list[_Problem]:
+    """What of one graph a specification cannot hold; raises where the graph itself is wrong."""
     defined: set[Value] = set()
     names: set[str] = set()
     problems: list[_Problem] = []
@@ -339,8 +359,7 @@ def verify(graph: Graph, spec: Spec | None = None) -> None:
     for value in graph.outputs:
         if value not in defined:
             raise GraphError(f"output %{value.name} is not defined")
-    if problems and spec is not None:
-        raise _spec_error(problems, spec)
+    return problems
 
 
 @dataclass(frozen=True)

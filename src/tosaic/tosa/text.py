@@ -5,6 +5,8 @@ input %x: i8[1,8,8,3]
 const %w: i8[16,3,3,3] = hex:0102...      (or @sha256:... when it is long; parse then needs the data)
 %conv: i32[1,8,8,16] = CONV2D(%x, %w, %b) stride=(1, 1) pad=(1, 1, 1, 1) ...  # aten | module | source
 output %conv
+
+Graphs that control flow runs follow, each once, and are referred to by name: `COND_IF(%c, %x) then_graph=@a else_graph=@b`.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import dataclasses
 import enum
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -34,6 +36,10 @@ def digest(value: Value) -> str:
 
 def print_graph(graph: Graph) -> str:
     """The graph as text."""
+    return "".join(map(_print_one, graph.nested()))
+
+
+def _print_one(graph: Graph) -> str:
     lines = [f"graph {graph.name}"]
     lines += [f"input %{v.name}: {v.type}" for v in graph.inputs]
     for v in graph.constants():
@@ -58,6 +64,8 @@ def _numbers(data: np.ndarray | None) -> str:
 def _attribute(value: object) -> str:
     if isinstance(value, enum.Enum):
         return value.value
+    if isinstance(value, Graph):
+        return f"@{value.name}"
     return repr(value).replace(" ", "")
 
 
@@ -72,14 +80,28 @@ def parse_graph(text: str, constants: Mapping[str, np.ndarray] | None = None) ->
         constants: data of constants that are printed by digest, by value name.
 
     Raises:
-        GraphError: a line does not parse, or a constant's data is missing or has another digest.
+        GraphError: a line does not parse, or a constant's data is missing or has another digest, or a graph that
+            control flow runs does not follow.
     """
-    graph, values = Graph(""), {}
+    parts: list[list[tuple[int, str]]] = [[]]
     for number, line in enumerate(text.splitlines(), 1):
+        if line.startswith("graph ") and parts[-1]:
+            parts.append([])
+        if line.strip():
+            parts[-1].append((number, line))
+    graph, behind = Graph(""), dict[str, Graph]()
+    for part in reversed(parts):
+        graph = _parse_one(part, constants or {}, behind)
+        behind[graph.name] = graph
+    return graph
+
+
+def _parse_one(lines: Sequence[tuple[int, str]], constants: Mapping[str, np.ndarray], nested: Mapping[str, Graph]) -> Graph:
+    """A graph of numbered lines; `nested`: those that it can run."""
+    graph, values = Graph(""), {}
+    for number, line in lines:
         word, _, rest = line.partition(" ")
-        if not line.strip():
-            continue
-        elif word == "graph":
+        if word == "graph":
             graph.name = rest
         elif word == "input":
             name, type_ = rest[1:].split(": ")
@@ -88,7 +110,7 @@ def parse_graph(text: str, constants: Mapping[str, np.ndarray] | None = None) ->
         elif word == "const":
             head, _, data = rest[1:].partition(" = ")
             name, type_ = head.split(": ")
-            values[name] = _constant(name, _type(type_), data, constants or {})
+            values[name] = _constant(name, _type(type_), data, constants)
         elif word == "output":
             graph.outputs.append(values[rest[1:]])
         elif match := _NODE.fullmatch(line):
@@ -98,7 +120,7 @@ def parse_graph(text: str, constants: Mapping[str, np.ndarray] | None = None) ->
             outputs = tuple(Value(name, _type(type_)) for name, type_ in heads)
             values |= {v.name: v for v in outputs}
             where = Location.parse(location) if location else None
-            graph.nodes.append(Node(_op(op, attributes), inputs, outputs, where))
+            graph.nodes.append(Node(_op(op, attributes, nested), inputs, outputs, where))
         else:
             raise GraphError(f"line {number} does not parse: {line}")
     return graph
@@ -123,7 +145,12 @@ def _constant(name: str, type_: TensorType, text: str, constants: Mapping[str, n
     return value
 
 
-def _op(name: str, attributes: str) -> ops.Op:
+def _op(name: str, attributes: str, nested: Mapping[str, Graph]) -> ops.Op:
+    if name in ops.CONTROL_FLOW:
+        named = {key: graph[1:] for key, graph in (a.split("=", 1) for a in attributes.split())}
+        if missing := [graph for graph in named.values() if graph not in nested]:
+            raise GraphError(f"{name}: graph {missing[0]} does not follow")
+        return ops.CONTROL_FLOW[name](**{key: nested[graph] for key, graph in named.items()})
     cls = ops.BY_NAME[name]
     kinds = {f.name: f.type for f in dataclasses.fields(cls)}
     values: dict[str, object] = {}

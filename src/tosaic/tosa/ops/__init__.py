@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from tosaic.tosa.ops.base import *
 from tosaic.tosa.ops.base import Op
+from tosaic.tosa.ops.control import CondIf, ControlFlow, WhileLoop
 from tosaic.tosa.ops.conversion import *
 from tosaic.tosa.ops.elementwise import *
 from tosaic.tosa.ops.elementwise import _Binary, _Extremum, _FloatUnary
@@ -26,5 +27,7 @@ def _subclasses(cls: type[Op]) -> list[type[Op]]:
     return [s for c in cls.__subclasses__() for s in (c, *_subclasses(c))]
 
 
-# TOSA name -> operator class; what readers, the text form and the simulator look up.
-BY_NAME: dict[str, type[Op]] = {c.NAME: c for c in _subclasses(Op) if "NAME" in vars(c)}
+# TOSA name -> operator class; what readers, the text form and the simulator look up. Those of control flow stand apart: their fields are
+# graphs, and a .vgf cannot hold them.
+CONTROL_FLOW: dict[str, type[ControlFlow]] = {c.NAME: c for c in (CondIf, WhileLoop)}
+BY_NAME: dict[str, type[Op]] = {c.NAME: c for c in _subclasses(Op) if "NAME" in vars(c) and c.NAME not in CONTROL_FLOW}

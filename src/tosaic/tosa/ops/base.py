@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from tosaic.errors import GraphError
 from tosaic.tosa.spec import Level
 from tosaic.tosa.types import DType, TensorType
+
+if TYPE_CHECKING:
+    from tosaic.tosa.graph import Graph
 
 B, I4, I8, I16, I32, I48 = DType.BOOL, DType.INT4, DType.INT8, DType.INT16, DType.INT32, DType.INT48
 F16, BF16, F32 = DType.FP16, DType.BF16, DType.FP32
@@ -57,14 +60,20 @@ class Op:
     ARITY: ClassVar[int | None] = 1
     SUPPORT: ClassVar[dict[DType, str]] = DATA
 
+    @property
+    def graphs(self) -> tuple[Graph, ...]:
+        """Those that the operator runs: none, but of control flow."""
+        return ()
+
     def results(self, *types: TensorType) -> tuple[TensorType, ...]:
-        """Types of the results: one, but of FFT2D and RFFT2D.
+        """Types of the results: one, but of FFT2D, RFFT2D and control flow.
 
         Raises:
             GraphError: the operator does not take these operand types.
         """
         if self.ARITY is not None and len(types) != self.ARITY:
             raise self.error(f"takes {self.ARITY} operands, found {len(types)}")
+        self.require(bool(types), "takes operands, found none")
         if types[0].dtype not in self.SUPPORT:
             known = ", ".join(d.value for d in self.SUPPORT)
             raise self.error(f"takes {known}, found {types[0]}")
