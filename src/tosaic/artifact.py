@@ -48,8 +48,8 @@ class Artifact:
     passport: Passport
     timings: dict[str, float] = field(default_factory=dict)
     path: Path | None = None
-    _executors: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _batches: tuple[int, Any] | None = field(default=None, init=False, repr=False, compare=False)
+    _executors: dict[tuple[str, str], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _batches: tuple[tuple[int, str], Any] | None = field(default=None, init=False, repr=False, compare=False)
 
     def save(self, path: Path | str, *, emitter: str = "direct", debug_info: bool = True) -> Path:
         """Write the `.vgf` (or `.tosa`, by the suffix) and its passport; neither is replaced before both are written.
@@ -87,6 +87,7 @@ class Artifact:
         float_io: bool | None = None,
         *,
         batch: int | None = None,
+        device: str = "cpu",
         timer: Timer | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[np.ndarray]:
@@ -101,6 +102,8 @@ class Artifact:
                 of the artifact's own type.
             batch: samples that the simulator computes at once, with the integers of single runs; None: as many as fit well into memory,
                 and one at a time where an operator cannot take more, or is timed.
+            device: that the simulator runs on: "cpu", "cuda" or "cuda:N", with the same integers; the processor unless it is asked for, so
+                that floats are the same to the last bit on every machine with the same torch.
             timer: of the simulator's operators (`report.profile.Profile` adds its times up).
             progress: called with the number of samples that are done.
 
@@ -115,13 +118,15 @@ class Artifact:
             raise InputError(f"unknown executor '{on}'", remedy=f"known are {', '.join(EXECUTORS)}")
         if timer is not None and on != "simulator":
             raise InputError(f"operators are timed on the simulator, and not on {on}", remedy="leave the timer out")
+        if device != "cpu" and on != "simulator":
+            raise InputError(f"the device '{device}' is for the simulator, and not for {on}", remedy="leave the device out")
         arrays = self.arrays(inputs)
         if float_io is None:
             float_io = any(is_float(a) and a.dtype != v.dtype.numpy for a, v in zip(arrays, self.graph.inputs, strict=True))
         if batch is not None and (batch < 1 or on != "simulator" or timer is not None):
             raise InputError(f"batch is {batch}: expected at least 1, on the simulator and without a timer")
         samples = self.split(arrays)
-        run, size = self._runner(on, len(samples), batch, timer)
+        run, size = self._runner(on, len(samples), batch, timer, device)
         found: list[list[np.ndarray]] = []
         for start in range(0, len(samples), size):
             some = [
@@ -141,6 +146,7 @@ class Artifact:
         on: Sequence[str] = EXECUTORS[1:],
         tolerance: float | None = None,
         each: bool = False,
+        device: str = "cpu",
         progress: Callable[[str, int, int], None] | None = None,
     ) -> Verification:
         """Run the same inputs through the simulator and other executors; see `tosaic.verification.verify`.
@@ -149,7 +155,7 @@ class Artifact:
         """
         from tosaic.verification import verify
 
-        found = verify(self, inputs, on=on, tolerance=tolerance, each=each, progress=progress)
+        found = verify(self, inputs, on=on, tolerance=tolerance, each=each, device=device, progress=progress)
         self.passport.verified = found.record()
         return found
 
@@ -172,35 +178,35 @@ class Artifact:
         """Where an operator comes from in the user's model: aten operator, module, file and line; empty where it is not known."""
         return str(node.location or "")
 
-    def executor(self, on: str) -> Run:
-        """The graph made ready for one executor; it is kept."""
-        if on not in self._executors:
-            self._executors[on] = prepare(on, self.graph, self._file() if on == "vulkan" else None)
-        return self._executors[on]
+    def executor(self, on: str, device: str = "cpu") -> Run:
+        """The graph made ready for one executor (`device`: that the simulator runs on); it is kept."""
+        key = on, device
+        if key not in self._executors:
+            self._executors[key] = prepare(on, self.graph, self._file() if on == "vulkan" else None, device)
+        return self._executors[key]
 
-    def _runner(self, on: str, count: int, batch: int | None, timer: Timer | None) -> tuple[_RunSome, int]:
+    def _runner(self, on: str, count: int, batch: int | None, timer: Timer | None, device: str) -> tuple[_RunSome, int]:
         """A function from the stored inputs of some samples to their outputs, and how many it takes at most."""
         if on == "simulator" and count > 1 and timer is None and batch != 1:
             from tosaic.execute.batch import fitting  # late: torch
 
             size = min(count, batch or fitting(self.graph))
             try:
-                return self._together(size), size
+                return self._together(size, device), size
             except ExecuteError:  # an operator takes one sample at a time
                 if batch is not None:
                     raise
-        run = self.executor(on) if timer is None else functools.partial(self.executor(on), timer=timer)
+        run = self.executor(on, device) if timer is None else functools.partial(self.executor(on, device), timer=timer)
         return lambda some: [run(stored) for stored in some], 1
 
-    def _together(self, size: int) -> _RunSome:
+    def _together(self, size: int, device: str) -> _RunSome:
         """The simulator of `size` samples at once; the last size is kept. Where fewer are left, the last one fills up."""
         from tosaic.execute.batch import batched
-        from tosaic.execute.simulator import Simulator
 
-        kept = self._batches
-        if kept is None or kept[0] != size:
+        kept, key = self._batches, (size, device)
+        if kept is None or kept[0] != key:
             self._batches = kept = None  # its weights go before those of the new one come
-            self._batches = kept = size, Simulator(batched(self.graph, size)).run
+            self._batches = kept = key, prepare("simulator", batched(self.graph, size), device=device)
         run = kept[1]
 
         def run_some(some: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndarray]]:

@@ -25,16 +25,17 @@ TITLES = {"simulator": "the simulator", "reference": "the reference model", "vul
 Run = Callable[..., list[np.ndarray]]  # takes a sequence of arrays; the simulator also a timer
 
 
-def prepare(on: str, graph: Graph, vgf: Path | None = None) -> Run:
+def prepare(on: str, graph: Graph, vgf: Path | None = None, device: str = "cpu") -> Run:
     """A graph made ready to run many times on one executor; arrays in and out have the graph's own types and shapes.
 
     Args:
         vgf: the file that holds the graph, for Vulkan; without it one is written.
+        device: that the simulator runs on: "cpu", "cuda" or "cuda:N".
 
     Raises:
-        ExecuteError: the executor is not there.
+        ExecuteError: the executor or the device is not there.
     """
-    return _PREPARE[on](graph, vgf)
+    return _simulator(graph, device) if on == "simulator" else _PREPARE[on](graph, vgf)
 
 
 def missing(on: str, graph: Graph | None = None) -> str | None:
@@ -59,23 +60,23 @@ def shows(on: str, dtype: DType) -> bool:
     return True
 
 
-def description(on: str) -> str:
+def description(on: str, device: str = "cpu") -> str:
     """What an executor is: its version, its device."""
     if on == "simulator":
-        return f"tosaic {importlib.metadata.version('tosaic')}"
+        return f"tosaic {importlib.metadata.version('tosaic')}" + ("" if device == "cpu" else f" on {device}")
     if on == "reference":
         return f"Arm's TOSA reference model, tosa-tools {importlib.metadata.version('tosa-tools')}"
     from tosaic.execute.devices import devices
 
-    device = devices()[0]
-    layers = "" if device.native else f", Arm's emulation layers {importlib.metadata.version('ai-ml-emulation-layer-for-vulkan')}"
-    return f"{device}{layers}"
+    found = devices()[0]
+    layers = "" if found.native else f", Arm's emulation layers {importlib.metadata.version('ai-ml-emulation-layer-for-vulkan')}"
+    return f"{found}{layers}"
 
 
-def _simulator(graph: Graph, vgf: Path | None) -> Run:
-    from tosaic.execute.simulator import Simulator  # late: torch
+def _simulator(graph: Graph, device: str) -> Run:
+    from tosaic.execute.device_simulator import simulator  # late: torch
 
-    return Simulator(graph).run
+    return simulator(graph, device).run
 
 
 @functools.cache
@@ -108,4 +109,4 @@ def _vulkan(graph: Graph, vgf: Path | None) -> Run:
     return run
 
 
-_PREPARE: dict[str, Callable[[Graph, Path | None], Run]] = {"simulator": _simulator, "reference": _reference, "vulkan": _vulkan}
+_PREPARE: dict[str, Callable[[Graph, Path | None], Run]] = {"reference": _reference, "vulkan": _vulkan}

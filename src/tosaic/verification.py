@@ -95,6 +95,7 @@ def verify(
     on: Sequence[str] = EXECUTORS[1:],
     tolerance: float | None = None,
     each: bool = False,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> Verification:
     """Run an artifact on the simulator and on others, and compare what they store.
@@ -108,6 +109,7 @@ def verify(
         on: the executors to compare with.
         tolerance: in ULP, see `execute.compare.difference`.
         each: compare each operator's result too where the outputs agree, which may hide a difference inside.
+        device: that the simulator runs on (only where an operator that differs is looked for, it is the processor).
         progress: called with what is being done, and how many parts of how many are done.
 
     Raises:
@@ -121,8 +123,8 @@ def verify(
     started = time.perf_counter()
     for i, sample in enumerate(samples):
         progress("running on the simulator", i, len(samples))
-        results.append(artifact.executor("simulator")(sample))
-    checks = [Check("simulator", EQUAL, {}, description("simulator"), time.perf_counter() - started)]
+        results.append(artifact.executor("simulator", device)(sample))
+    checks = [Check("simulator", EQUAL, {}, description("simulator", device), time.perf_counter() - started)]
     checks += [_check(artifact, executor, samples, results, tolerance, each, progress) for executor in on]
     return Verification(kind, results, tolerance, _has_floats(artifact.graph), tuple(checks))
 

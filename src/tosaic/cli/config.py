@@ -114,6 +114,7 @@ class RunOptions(ImageOptions):
     file: Path
     input: Texts = []
     on: Literal["simulator", "reference", "vulkan"] = "simulator"
+    device: str = "cpu"
     float_io: bool | None = Field(default=None, alias="float")
     output: Path | None = None
     repeat: Positive = 1
@@ -127,6 +128,7 @@ class VerifyOptions(ImageOptions):
     input: Texts = []
     ulp: Annotated[float, Field(ge=0)] | None = None
     each: bool = False
+    device: str = "cpu"
     against: str | None = None
 
 

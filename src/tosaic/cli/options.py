@@ -115,6 +115,10 @@ Inputs = Annotated[
     ),
 ]
 On = Annotated[str | None, Option("--on", metavar="simulator|reference|vulkan", show_default="simulator", help="Where to run.")]
+Device = Annotated[
+    str | None,
+    Option("--device", metavar="cpu|cuda|cuda:N", show_default="cpu", help="Where the simulator runs; its integers are the same."),
+]
 FloatIo = Annotated[
     bool | None,
     Option(

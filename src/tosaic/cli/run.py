@@ -38,7 +38,7 @@ def run(options: RunOptions) -> None:
             if options.repeat > 1 and i == 1 and profile is not None:
                 profile = Profile()  # the first run compiles kernels, and meets cold caches
             started = time.perf_counter()
-            outputs = artifact.run(inputs, on=options.on, float_io=options.float_io, timer=profile, progress=at.at)
+            outputs = artifact.run(inputs, on=options.on, float_io=options.float_io, device=options.device, timer=profile, progress=at.at)
             seconds.append(time.perf_counter() - started)
     if options.output is not None:
         _write(options.output, outputs, artifact, picture_names(options.input, samples))

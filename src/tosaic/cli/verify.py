@@ -7,6 +7,7 @@ from tosaic.cli.config import VerifyOptions
 from tosaic.cli.console import plural, stdout, steps, table
 from tosaic.cli.inputs import read_inputs
 from tosaic.emit.passport import passport_path, write_passport
+from tosaic.errors import InputError
 from tosaic.execute.compare import Difference
 from tosaic.verification import FAILED, MISSING, Check, tolerance_text
 
@@ -18,6 +19,8 @@ def verify(options: VerifyOptions) -> bool:
         Whether all agree; false too where one failed.
     """
     if options.against is not None:
+        if options.device != "cpu":
+            raise InputError(f"--against compares on the cpu, and not on {options.device}", remedy="leave --device out")
         from tosaic.cli import against
 
         return against.compare(options)
@@ -33,7 +36,7 @@ def verify(options: VerifyOptions) -> bool:
                 doing = what
             at.at(done)
 
-        found = artifact.verify(inputs, tolerance=options.ulp, each=options.each, progress=progress)
+        found = artifact.verify(inputs, tolerance=options.ulp, each=options.each, device=options.device, progress=progress)
     if passport_path(options.file).is_file():
         write_passport(artifact.passport, options.file)
     rows: list[tuple[str, str]] = []

@@ -103,7 +103,7 @@ def scatter(node: Node) -> Kernel:
     return kernel
 
 
-def _positions(out: int, size: int, n: int, d: int, offset: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def positions(out: int, size: int, n: int, d: int, offset: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For each output position of an axis: the two input positions, and the distance from the first in 1/n."""
     position = np.arange(out, dtype=np.int64) * d + offset
     first = position // n  # toward minus infinity
@@ -114,8 +114,8 @@ def _positions(out: int, size: int, n: int, d: int, offset: int) -> tuple[np.nda
 def resize(node: Node) -> Kernel:
     op, x, result = node.op, node.inputs[0], node.output
     y_n, y_d, x_n, x_d = op.scale
-    iy0, iy1, dy = _positions(result.shape[1], x.shape[1], y_n, y_d, op.offset[0])
-    ix0, ix1, dx = _positions(result.shape[2], x.shape[2], x_n, x_d, op.offset[1])
+    iy0, iy1, dy = positions(result.shape[1], x.shape[1], y_n, y_d, op.offset[0])
+    ix0, ix1, dx = positions(result.shape[2], x.shape[2], x_n, x_d, op.offset[1])
     if op.mode is ops.ResizeMode.NEAREST:
         rows, columns = np.where(2 * dy >= y_n, iy1, iy0), np.where(2 * dx >= x_n, ix1, ix0)
         return lambda x: np.take(np.take(x, rows, axis=1), columns, axis=2)
@@ -163,9 +163,9 @@ class RowScale:
     def __init__(self, node: Node, clamp: Node | None = None) -> None:
         op, source, channels = node.op, node.inputs[0], node.inputs[0].shape[-1]
         self.out_type = _view(op.dtype, op.output_unsigned)
-        low, high = _limits(op) if clamp is None else (int(clamp.op.min), int(clamp.op.max))
+        low, high = limits(op) if clamp is None else (int(clamp.op.min), int(clamp.op.max))
         multiplier, self.shift = (np.broadcast_to(np.array(v, np.int64), channels).copy() for v in (op.multiplier, op.shift))
-        extra, half = _extra(op, self.shift), np.int64(1) << (self.shift - 1)
+        extra, half = extra_of(op, self.shift), np.int64(1) << (self.shift - 1)
         self.wide = bool(extra.any()) or source.dtype is DType.INT48
         self.multiplier = multiplier if self.wide else multiplier.astype(np.int32)
         self.rest = (half, extra, op.output_zp, low, high) if self.wide else (half, op.output_zp, low, high)
@@ -197,8 +197,8 @@ def rescale(node: Node) -> Kernel:
 
         return by_channel
 
-    low, high = _limits(op)
-    multiplier, shift, extra = op.multiplier[0], op.shift[0], int(_extra(op, np.array(op.shift))[0])
+    low, high = limits(op)
+    multiplier, shift, extra = op.multiplier[0], op.shift[0], int(extra_of(op, np.array(op.shift))[0])
 
     def whole(x: np.ndarray) -> np.ndarray:
         out = np.empty(result.shape, _view(op.dtype, op.output_unsigned))
@@ -209,11 +209,11 @@ def rescale(node: Node) -> Kernel:
     return whole
 
 
-def _limits(op: ops.Rescale) -> tuple[int, int]:
+def limits(op: ops.Rescale) -> tuple[int, int]:
     return (0, (1 << op.dtype.bits) - 1) if op.output_unsigned else (op.dtype.min, op.dtype.max)
 
 
-def _extra(op: ops.Rescale, shift: np.ndarray) -> np.ndarray:
+def extra_of(op: ops.Rescale, shift: np.ndarray) -> np.ndarray:
     """What double rounding adds to the magnitude before the shift."""
     return np.where((op.rounding is ops.Rounding.DOUBLE) & (shift > 31), np.int64(1) << 30, np.int64(0))
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,11 +50,35 @@ class Simulator:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
+        self._constants = {value: self._taken(value, value.data) for value in graph.constants() if value.data is not None}
         values = dict.fromkeys((*graph.inputs, *graph.constants(), *(v for n in graph.nodes for v in n.outputs)))
         self._slots = {value: i for i, value in enumerate(values)}
-        kernels = [_Prepared((node,), _kernel(node), node.inputs, node.outputs) for node in graph.nodes]
+        kernels = [_Prepared((node,), self._kernel(node), node.inputs, node.outputs) for node in graph.nodes]
         self._each = self._steps(kernels)
         self._fused = self._steps(_fuse(graph, kernels))
+
+    # What a simulator on another device does otherwise
+
+    def _kernel(self, node: Node) -> Kernel:
+        """What computes a node."""
+        return kernel(node)
+
+    def _taken(self, value: Value, array: np.ndarray) -> Any:
+        """An array as kernels take it."""
+        return array
+
+    def _made(self, nodes: Sequence[Node], value: Value, result: Any) -> Any:
+        """What kernels made of a value, as others take it; checked."""
+        result = np.asarray(result)
+        check(nodes, value, result.shape, result.dtype, value.dtype.numpy)
+        return result
+
+    def _given(self, value: Value, result: Any) -> np.ndarray:
+        """The array of what is kept."""
+        return result
+
+    def _wait(self) -> None:
+        """Until all kernels are done."""
 
     def _steps(self, kernels: list[_Prepared]) -> list[_Step]:
         """The steps that run these kernels, with the places where values die."""
@@ -81,28 +106,28 @@ class Simulator:
             InputError: an input is missing, or has another type or shape.
             ExecuteError: data made an operator impossible (an index outside of its tensor).
         """
-        arrays: list[np.ndarray | None] = [None] * len(self._slots)
+        arrays: list[Any] = [None] * len(self._slots)
         for value, array in zip(self.graph.inputs, self._checked(inputs), strict=True):
-            arrays[self._slots[value]] = array
-        for value in self.graph.constants():
-            arrays[self._slots[value]] = value.data
+            arrays[self._slots[value]] = self._taken(value, array)
+        for value, kept in self._constants.items():
+            arrays[self._slots[value]] = kept
         with _full_precision(), torch.inference_mode(), np.errstate(all="ignore"):
             for step in self._fused if watch is None else self._each:
                 start = time.perf_counter() if timer is not None else 0.0
                 prepared = step.prepared
                 made = prepared.kernel(*[arrays[i] for i in step.operands])
                 if timer is not None:
+                    self._wait()
                     timer(prepared.nodes, time.perf_counter() - start)
                 for value, slot, array in zip(prepared.outputs, step.results, made if isinstance(made, tuple) else (made,), strict=True):
-                    arrays[slot] = result = np.asarray(array)
-                    _check(prepared.nodes, value, result)
+                    arrays[slot] = result = self._made(prepared.nodes, value, array)
                     if watch is not None:
-                        watch(value, result)
+                        watch(value, self._given(value, result))
                 del made, array, result
                 for i in step.dead:
                     arrays[i] = None
         held = [*inputs, *(v.data for v in self.graph.constants() if v.data is not None)]
-        return [_own(arrays[self._slots[v]], held) for v in self.graph.outputs]
+        return [_own(self._given(v, arrays[self._slots[v]]), held) for v in self.graph.outputs]
 
     def _checked(self, inputs: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
         expected = self.graph.inputs
@@ -122,7 +147,8 @@ def evaluate(graph: Graph, inputs: Sequence[np.ndarray], *, watch: Watch | None 
     return Simulator(graph).run(inputs, watch=watch)
 
 
-def _kernel(node: Node) -> Kernel:
+def kernel(node: Node) -> Kernel:
+    """What computes a node on arrays."""
     if type(node.op) not in HANDLERS:
         raise ExecuteError(f"the simulator has no {node.op.NAME}")
     return HANDLERS[type(node.op)](node)
@@ -153,14 +179,14 @@ def _fuse(graph: Graph, kernels: list[_Prepared]) -> list[_Prepared]:
     return fused
 
 
-def _check(nodes: Sequence[Node], want: Value, result: np.ndarray) -> None:
-    if result.shape != want.shape or result.dtype != want.dtype.numpy:
+def check(nodes: Sequence[Node], want: Value, shape: Sequence[int], dtype: object, expected: object) -> None:
+    """Refuse what kernels made of a value, where it is something else."""
+    if tuple(shape) != want.shape or dtype != expected:
         names = ", ".join(node.op.NAME for node in nodes)
-        raise ExecuteError(f"{names}: the simulator made {result.dtype}{list(result.shape)} of {want!r}")
+        raise ExecuteError(f"{names}: the simulator made {dtype}{list(shape)} of {want!r}")
 
 
-def _own(array: np.ndarray | None, held: Sequence[np.ndarray]) -> np.ndarray:
-    assert array is not None
+def _own(array: np.ndarray, held: Sequence[np.ndarray]) -> np.ndarray:
     shared = any(np.may_share_memory(array, other) for other in held)
     return array.copy() if shared else np.ascontiguousarray(array).reshape(array.shape)
 
