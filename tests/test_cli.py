@@ -211,7 +211,7 @@ def test_verify_compares_all_executors(exported: Path) -> None:
 def test_verify_names_the_operator_that_differs(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare = executors.prepare
 
-    def wrong(on: str, graph: Any, vgf: Path | None = None) -> Any:
+    def wrong(on: str, graph: Any, *others: object) -> Any:
         run = prepare("simulator", graph)
         tables = [i for i, value in enumerate(graph.outputs) for n in graph.nodes if n.output is value and n.op.NAME == "TABLE"]
 

@@ -152,7 +152,7 @@ def test_an_executor_that_is_wrong_only_about_the_whole(quantized: Artifact, mon
     wrong = artifact.graph.nodes[5].output
     prepare = executors.prepare
 
-    def joining(on: str, graph: tosaic.tosa.graph.Graph, vgf: bytes | None = None) -> executors.Run:
+    def joining(on: str, graph: tosaic.tosa.graph.Graph, *others: object) -> executors.Run:
         run = prepare("simulator", graph)
         joined = on == "reference" and len(graph.outputs) == 1 and any(n.output is wrong for n in graph.nodes)
         return (lambda inputs: [x ^ 1 for x in run(inputs)]) if joined else run
