@@ -65,6 +65,16 @@ def test_meta(tmp_path: Path) -> None:
     torch.testing.assert_close(ours(open_checkpoint(tiny.save_meta(tmp_path))), tiny.logits("llama", IDS), atol=1e-4, rtol=0)
 
 
+def test_meta_in_two_places(tmp_path: Path) -> None:
+    folder = tiny.save_meta(tmp_path / "weights")
+    params = (folder / "params.json").rename(tmp_path / "other.json")
+    torch.testing.assert_close(ours(open_checkpoint(folder / "consolidated.00.pth", params)), tiny.logits("llama", IDS), atol=1e-4, rtol=0)
+    with pytest.raises(InputError, match=r"params\.json: No such file"):
+        open_checkpoint(folder / "consolidated.00.pth")
+    with pytest.raises(InputError, match=r"params\.json belongs to \.pth files, and x\.gguf is none"):
+        open_checkpoint(tiny.save_gguf(tmp_path / "x.gguf"), params)
+
+
 def test_gguf(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(tiny.save_gguf(tmp_path / "x.gguf"))
     torch.testing.assert_close(ours(checkpoint), tiny.logits("llama", IDS), atol=1e-4, rtol=0)

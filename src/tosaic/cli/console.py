@@ -57,11 +57,12 @@ class Steps:
             self._progress.start()
             self._task = self._progress.add_task(what, total=total, count="")
 
-    def at(self, done: int) -> None:
-        """So many parts of the step are done."""
+    def at(self, done: int, what: str | None = None, total: int | None = None) -> None:
+        """So many parts of the step are done; what the next is called, and how many there are, if that was not known before."""
+        self._total = total or self._total
         if self._progress is not None and self._task is not None:
             count = f"{done}/{self._total}" if self._total else str(done)
-            self._progress.update(self._task, completed=done, count=count)
+            self._progress.update(self._task, description=what, completed=done, total=self._total, count=count)
 
     def end(self) -> None:
         """End the step."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import os
 from collections import Counter
 from collections.abc import Callable
 from itertools import islice
@@ -16,8 +15,9 @@ from tosaic.cli.console import Steps, plural, size, stdout, steps, table
 from tosaic.cli.data import Data, check_data, load_data
 from tosaic.cli.user_code import check_reference, find, is_reference, reporting
 from tosaic.converter import find_converter
+from tosaic.emit.files import check_writable
 from tosaic.emit.passport import PortRecord, passport_path, write_passport
-from tosaic.errors import EmitError, InputError
+from tosaic.errors import InputError
 from tosaic.quantization.schemes import FLOATS, Recipe
 from tosaic.tosa.spec import Spec
 
@@ -143,9 +143,7 @@ def _check_output(path: Path, emitter: str) -> None:
         raise InputError(f"cannot write {path}: the suffix is neither .vgf nor .tosa", remedy="name it like model.vgf")
     if path.is_dir():
         raise InputError(f"cannot write {path}: it is a folder", remedy=f"name a file in it, like {path / 'model.vgf'}")
-    folder = next((p for p in path.absolute().parents if p.exists()), Path("/"))
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise EmitError(f"cannot write {path}: {folder} is {'not writable' if folder.is_dir() else 'a file'}")
+    check_writable(path)
     if path.suffix == ".vgf" and emitter == "converter":
         find_converter()
 

@@ -60,6 +60,17 @@ def atomic_write_all(files: Mapping[Path | str, Content]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def check_writable(path: Path) -> None:
+    """Refuse a file, or a folder to put files in, that cannot be written, before anything is done for it.
+
+    Raises:
+        EmitError: a folder on the way is a file, or may not be written to.
+    """
+    folder = next((p for p in path.absolute().parents if p.exists()), Path("/"))
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise EmitError(f"cannot write {path}: {folder} is {'not writable' if folder.is_dir() else 'a file'}")
+
+
 def digest(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:

@@ -20,7 +20,7 @@ from tosaic.execute.devices import devices
 from tosaic.execute.reference import Reference
 
 _PROBE = np.array([-3, 0, 7, -(2**31) + 1], np.int32)  # and what ABS makes of it
-_VULKAN_EXTRA = "pip install 'tosaic[vulkan]'"
+_VULKAN_EXTRA, _LLM_EXTRA = "pip install 'tosaic[vulkan]'", "pip install 'tosaic[llm]', for language models"
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def _vulkan(vgf: Callable[[], bytes]) -> str:
     return f"ran one operator, {'native' if devices()[0].native else 'emulated'}"
 
 
-_OPTIONAL = ("model-converter", "scenario runner", "emulation layers", "vulkan device", "vulkan run")
+_OPTIONAL = ("model-converter", "scenario runner", "emulation layers", "vulkan device", "vulkan run", "tokenizers", "gguf")
 _PROBES: tuple[tuple[str, Callable[..., str], str], ...] = (
     ("python", _python, "install Python 3.11 or newer"),
     ("torch", _torch, "pip install 'torch>=2.13,<2.14'"),
@@ -149,4 +149,6 @@ _PROBES: tuple[tuple[str, Callable[..., str], str], ...] = (
     ("emulation layers", _layers, _VULKAN_EXTRA),
     ("vulkan device", _devices, INSTALL_VULKAN),
     ("vulkan run", _vulkan, "see the checks above"),
+    ("tokenizers", _package("tokenizers", "tokenizers"), _LLM_EXTRA),
+    ("gguf", _package("gguf", "gguf"), _LLM_EXTRA),
 )

@@ -126,7 +126,8 @@ def open_checkpoint(path: Path | str, params: Path | None = None) -> Checkpoint:
     if not path.exists():
         raise InputError(f"no such checkpoint: {path}")
     opened: Checkpoint
-    if path.suffix == ".pth" or params is not None or (path / "params.json").is_file():
+    is_meta = (path / "params.json").is_file() and not (path / "config.json").is_file()
+    if path.suffix == ".pth" or params is not None or is_meta:
         from tosaic.llm.meta import MetaCheckpoint
 
         if path.is_file() and path.suffix != ".pth":

@@ -91,17 +91,27 @@ def write_manifest(manifest: Manifest, folder: Path | str) -> Path:
     return path
 
 
-def read_manifest(folder: Path | str) -> Manifest:
-    """The manifest of an export folder, once the files that it names are found to be there, and to be the ones it means.
+def manifest_path(folder: Path | str) -> Path:
+    """Where the manifest of an export folder is.
 
     Raises:
-        InputError: no folder, no manifest in it, or one that is malformed; a file that it names is missing or has another content.
+        InputError: no folder, or no manifest in it.
     """
     folder = Path(folder)
     path = folder / NAME
     if not path.is_file():
         found = f"{folder} has no {NAME}" if folder.is_dir() else f"{folder} is no folder"
         raise InputError(f"no exported language model: {found}", remedy="give the --output-dir of tosaic llm export")
+    return path
+
+
+def read_manifest(folder: Path | str) -> Manifest:
+    """The manifest of an export folder, once the files that it names are found to be there, and to be the ones it means.
+
+    Raises:
+        InputError: no folder, no manifest in it, or one that is malformed; a file that it names is missing or has another content.
+    """
+    folder, path = Path(folder), manifest_path(folder)
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:

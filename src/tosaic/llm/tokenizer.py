@@ -20,6 +20,7 @@ try:
 except ImportError:
     raise InputError("language models need the package tokenizers", remedy="pip install 'tosaic[llm]'") from None
 
+_NAME_IT = "name one with --tokenizer or base.tokenizer_path"
 _CONTROL, _USER_DEFINED = 3, 4  # token types of GGUF
 _LONGEST = 1024  # characters of a piece that is looked at for merges; a damaged file may hold one of millions
 # how text is split before byte-pair encoding, by GGUF's name for it; {n} is how many digits go together
@@ -66,7 +67,7 @@ class Tokenizer:
             InputError: there is no chat template, or it refuses the messages.
         """
         if self.template is None:
-            raise InputError("the checkpoint has no chat template", remedy="give the text as it is, without --chat")
+            raise InputError("the checkpoint has no chat template", remedy="give the text as it is, with --raw")
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
 
         def refuse(why: str) -> None:
@@ -87,14 +88,28 @@ def open_tokenizer(path: Path | str) -> Tokenizer:
     """
     path = Path(path)
     if path.suffix == ".gguf":
-        from tosaic.llm.gguf_file import GgufCheckpoint
-
-        return from_gguf(GgufCheckpoint(path).fields)
-    file = path if path.name.endswith(".json") else (path if path.is_dir() else path.parent) / "tokenizer.json"
+        return from_gguf(_gguf_fields(path))
+    file = _tokenizer_file(path)
     if not file.is_file():
-        remedy = "name it with base.tokenizer_path; it is the tokenizer.json that Hugging Face's tokenizers write"
+        remedy = f"{_NAME_IT}; it is the tokenizer.json that Hugging Face's tokenizers write"
         raise InputError(f"no tokenizer: {file} does not exist", remedy=remedy)
     return _from_folder(file)
+
+
+def has_tokenizer(path: Path | str) -> bool:
+    """Whether a checkpoint has a tokenizer of a form that is known, be it a good one or not."""
+    path = Path(path)
+    return "tokenizer.ggml.tokens" in _gguf_fields(path) if path.suffix == ".gguf" else _tokenizer_file(path).is_file()
+
+
+def _gguf_fields(path: Path) -> Mapping[str, Any]:
+    from tosaic.llm.gguf_file import GgufCheckpoint
+
+    return GgufCheckpoint(path).fields
+
+
+def _tokenizer_file(path: Path) -> Path:
+    return path if path.name.endswith(".json") else (path if path.is_dir() else path.parent) / "tokenizer.json"
 
 
 def _from_folder(file: Path) -> Tokenizer:
@@ -131,7 +146,7 @@ def from_gguf(fields: Mapping[str, Any]) -> Tokenizer:
     values = Values(fields, "the GGUF file")
     kind, tokens = values.get("tokenizer.ggml.model", None), values.items("tokenizer.ggml.tokens")
     if not tokens:
-        raise InputError("the GGUF file has no tokenizer", remedy="name one with base.tokenizer_path")
+        raise InputError("the GGUF file has no tokenizer", remedy=_NAME_IT)
     if not all(isinstance(token, str) for token in tokens):
         raise InputError("the GGUF file's tokenizer is damaged: its tokens are not text")
     if kind == "gpt2":
@@ -139,9 +154,7 @@ def from_gguf(fields: Mapping[str, Any]) -> Tokenizer:
     elif kind == "llama":
         model = _sentence_piece(values, tokens)
     else:
-        raise InputError(
-            f"the GGUF file's tokenizer is of kind '{kind}'; known are gpt2 and llama", remedy="name another with base.tokenizer_path"
-        )
+        raise InputError(f"the GGUF file's tokenizer is of kind '{kind}'; known are gpt2 and llama", remedy=_NAME_IT)
     types = values.items("tokenizer.ggml.token_type") or []
     model.add_special_tokens([AddedToken(t, normalized=False) for t, k in zip(tokens, types, strict=False) if k == _CONTROL])
     model.add_tokens([AddedToken(t, normalized=False) for t, k in zip(tokens, types, strict=False) if k == _USER_DEFINED])
@@ -175,9 +188,7 @@ def _byte_level(fields: Values, tokens: list[str]) -> tokenizers.Tokenizer:
         split = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
     else:
         known = ", ".join((*_SPLITS, *_SINGLE_DIGITS, "gpt-2"))
-        raise InputError(
-            f"the GGUF file's tokenizer splits text the way of '{how}'; known are {known}", remedy="name another with base.tokenizer_path"
-        )
+        raise InputError(f"the GGUF file's tokenizer splits text the way of '{how}'; known are {known}", remedy=_NAME_IT)
     model.pre_tokenizer = pre_tokenizers.Sequence(split)
     model.decoder = decoders.ByteLevel()
     return model
