@@ -1,4 +1,4 @@
-"""Limits on the programs of others that run beside this one: how long they may take, and how much memory.
+"""Limits on the programs of others that run beside this one: how long they may take, and how much memory; and what there is of it.
 
 Both can be set from outside: `TOSAIC_TIME_LIMIT` in seconds, `TOSAIC_MEMORY_LIMIT` in GiB.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tosaic.errors import InputError
 
@@ -33,6 +34,19 @@ def _installed() -> float:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
     except (AttributeError, ValueError, OSError):  # Windows
         return 1024.0
+
+
+def free_memory() -> int:
+    """Bytes that this process can have: `TOSAIC_MEMORY_LIMIT` (GiB) where it is set, else what the machine, or the container, has free."""
+    found = [int(_from_environment("TOSAIC_MEMORY_LIMIT", _installed()) * GIB)]
+    if not os.environ.get("TOSAIC_MEMORY_LIMIT"):
+        for path, start in (("/proc/meminfo", "MemAvailable:"), ("/sys/fs/cgroup/memory.max", "")):
+            try:
+                lines = Path(path).read_text().splitlines()
+                found += [int(line.removeprefix(start).split()[0]) * (1024 if start else 1) for line in lines if line.startswith(start)]
+            except (OSError, ValueError, IndexError):  # no Linux, or no limit ("max")
+                continue
+    return min(found)
 
 
 def out_of_memory(complaint: str) -> bool:

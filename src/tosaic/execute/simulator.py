@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from tosaic.errors import ExecuteError, InputError
-from tosaic.execute import ops_control, ops_conv, ops_elementwise, ops_fft, ops_layout, ops_matmul, ops_pool  # noqa: F401  they fill HANDLERS
+from tosaic.execute import budget, ops_control, ops_conv, ops_elementwise, ops_fft, ops_layout, ops_matmul, ops_pool  # noqa: F401  they fill HANDLERS
 from tosaic.execute.handlers import HANDLERS, Kernel
+from tosaic.processes import free_memory
 from tosaic.tosa import ops
 from tosaic.tosa.graph import Graph, Node, Value
 
@@ -45,10 +46,11 @@ class Simulator:
     """A graph made ready to run; whatever depends on constants alone is computed here, once.
 
     Raises:
-        ExecuteError: the graph has an operator that the simulator does not know.
+        ExecuteError: the graph has an operator that the simulator does not know, or takes more memory than there is.
     """
 
     def __init__(self, graph: Graph) -> None:
+        budget.check(graph, self._free)
         self.graph = graph
         self._constants = {value: self._taken(value, value.data) for value in graph.constants() if value.data is not None}
         values = dict.fromkeys((*graph.inputs, *graph.constants(), *(v for n in graph.nodes for v in n.outputs)))
@@ -79,6 +81,10 @@ class Simulator:
 
     def _wait(self) -> None:
         """Until all kernels are done."""
+
+    def _free(self) -> int:
+        """Bytes of memory that there are."""
+        return free_memory()
 
     def _steps(self, kernels: list[_Prepared]) -> list[_Step]:
         """The steps that run these kernels, with the places where values die."""
