@@ -17,10 +17,14 @@ from torch import nn
 
 import tosaic
 from tosaic.artifact import dequantize, quantize
+from tosaic.emit.passport import Passport, PortRecord
 from tosaic.engine import FORMAT_NAMES, header, identifier, scenario, vulkan_ports
 from tosaic.errors import InputError
 from tosaic.execute import vulkan
+from tosaic.tosa import ops
 from tosaic.tosa.container import DTYPES
+from tosaic.tosa.graph import Builder
+from tosaic.tosa.types import DType
 
 
 class Net(nn.Module):
@@ -124,6 +128,32 @@ def test_the_header_says_what_the_passport_says(artifact: tosaic.Artifact) -> No
 @pytest.mark.parametrize(("name", "word"), [("a-b.c", "a_b_c"), ("3d", "_3d"), ("", "_"), ("größe", "gr__e")])
 def test_identifiers(name: str, word: str) -> None:
     assert identifier(name) == word
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+def test_names_that_are_one_identifier_stay_apart(tmp_path: Path) -> None:
+    build = Builder()
+    inputs = [build.input(name, DType.INT8, (1,)) for name in ("a-b", "a_b", "A.B", "count", "a_b_1")]
+    build.finish([build.emit(ops.Add(), *(build.emit(ops.Cast(DType.INT32), x) for x in inputs[:2]))])
+    ports = [PortRecord(name=v.name, dtype="i8", shape=[1], scale=0.5, zero_point=i) for i, v in enumerate(inputs)]
+    passport = Passport(name="n", spec="", inputs=ports, outputs=[PortRecord(name="count", dtype="i32", shape=[1])])
+    tosaic.Artifact(build.graph, passport).save(tmp_path / "n.vgf")
+    (tmp_path / "n.h").write_text(header(tosaic.load(tmp_path / "n.vgf")))
+    (tmp_path / "n.c").write_text("""
+#include "n.h"
+int places[] = {N_INPUT_A_B, N_INPUT_A_B_1, N_INPUT_A_B_2, N_INPUT_COUNT_1, N_INPUT_A_B_1_1, N_INPUT_COUNT, N_OUTPUT_COUNT};
+int zeros[] = {0, 0, 0, 0, 0};
+void fill(void) {
+    zeros[0] = n_quantize_a_b(0.0f); zeros[1] = n_quantize_a_b_1(0.0f); zeros[2] = n_quantize_A_B_2(0.0f);
+    zeros[3] = n_quantize_count_1(0.0f); zeros[4] = n_quantize_a_b_1_1(0.0f);
+}
+""")
+    flags = ["-std=c99", "-Wall", "-Wno-unused-variable", "-Werror", "-shared", "-fPIC"]
+    subprocess.run(["cc", *flags, "n.c", "-o", "n.so", "-lm"], cwd=tmp_path, check=True)
+    library = ctypes.CDLL(str(tmp_path / "n.so"))
+    library.fill()
+    assert list((ctypes.c_int * 7).in_dll(library, "places")) == [0, 1, 2, 3, 4, 5, 1]
+    assert list((ctypes.c_int * 5).in_dll(library, "zeros")) == [0, 1, 2, 3, 4]
 
 
 def test_the_scenario_names_the_file_from_where_it_stands(artifact: tosaic.Artifact, tmp_path: Path) -> None:

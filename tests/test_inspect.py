@@ -171,3 +171,5 @@ def test_compute_shaders_are_shown_and_not_run(file: Path, tmp_path: Path) -> No
     result = cli("run", shader, "--input", tmp_path / "x.npy")
     assert result.exit_code == 2 and "segment 'blur pass' is a compute shader" in result.stderr
     assert "tosaic inspect lists the segments" in result.stderr
+    result = cli("inspect", shader, "--text")
+    assert result.exit_code == 2 and "segment 'blur pass' is a compute shader, so there is no graph to show" in result.stderr

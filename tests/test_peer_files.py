@@ -16,9 +16,10 @@ import torch
 from peer_files.make import Warp
 
 import tosaic
+from tosaic.emit.read import read_vgf
 from tosaic.errors import InputError
 from tosaic.execute.reference import Reference
-from tosaic.execute.vulkan import Vulkan, available
+from tosaic.execute.vulkan import available
 from tosaic.tosa.graph import Graph, Value, verify
 from tosaic.tosa.text import parse_graph
 
@@ -115,13 +116,20 @@ def test_debug_information_changes_nothing() -> None:
 @pytest.mark.parametrize("name", SHADERS)
 def test_compute_shaders_are_refused_by_name(name: str) -> None:
     with pytest.raises(InputError, match="is a compute shader, not a TOSA graph"):
-        tosaic.load(FILES / f"{name}.vgf")
+        read_vgf(FILES / f"{name}.vgf")
+    artifact = tosaic.load(FILES / f"{name}.vgf")
+    x = {port.name: np.zeros(port.shape, np.float32) for port in artifact.passport.inputs}
+    for call in (lambda: artifact.run(x), lambda: artifact.run(x, on="reference"), artifact.verify):
+        with pytest.raises(InputError, match=r"vgf: segment '.*' is a compute shader, not a TOSA graph\n.*--on vulkan"):
+            call()
+    with pytest.raises(InputError, match="is a compute shader, which is not written again"):
+        artifact.save(FILES / "other.vgf")
 
 
 @pytest.mark.skipif(available() is not None, reason=str(available()))
 def test_vulkan_runs_graphs_and_the_shader_between_them() -> None:
     torch.manual_seed(0)
     model, x, grid = Warp().eval(), torch.randn(1, 3, 6, 6), torch.rand(1, 4, 5, 2) * 2 - 1
-    [found] = Vulkan(FILES / "warp_fp32.vgf").run([x.numpy(), grid.numpy()])
+    [found] = tosaic.load(FILES / "warp_fp32.vgf").run([x.numpy(), grid.numpy()], on="vulkan")
     with torch.no_grad():
         np.testing.assert_allclose(found, model(x, grid).numpy(), atol=1e-6)

@@ -16,7 +16,7 @@ import numpy as np
 from tosaic.emit.files import Hashed, atomic_write_all, digest
 from tosaic.emit.flatbuffer import serialize
 from tosaic.emit.passport import Passport, PortRecord, encode_passport, passport_path, read_passport
-from tosaic.emit.read import read_tosa, read_vgf
+from tosaic.emit.read import no_graph, read_tosa, read_vgf_or_ports
 from tosaic.emit.vgf import stream_vgf
 from tosaic.errors import ExecuteError, InputError
 from tosaic.executors import EXECUTORS, Run, prepare
@@ -42,12 +42,14 @@ class Artifact:
         passport: inputs and outputs with their scales, recipe, metrics.
         timings: seconds of each stage of the compilation.
         path: the file it was read from or last saved to.
+        shaders: names of segments that are compute shaders, which Vulkan alone runs; the graph has the inputs and outputs only, then.
     """
 
     graph: Graph
     passport: Passport
     timings: dict[str, float] = field(default_factory=dict)
     path: Path | None = None
+    shaders: tuple[str, ...] = ()
     _executors: dict[tuple[str, str], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     _batches: tuple[tuple[int, str], Any] | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -59,12 +61,14 @@ class Artifact:
             debug_info: names of values and places in the model that operators come from, in a `.vgf` that is written directly.
 
         Raises:
-            InputError: the suffix is neither, or there is no such emitter.
+            InputError: the suffix is neither, there is no such emitter, or the artifact has compute shaders.
             EmitError: the converter or the file system failed; an old file stays as it was.
         """
         path = Path(path)
         if path.suffix not in (".vgf", ".tosa"):
             raise InputError(f"cannot write {path}: the suffix is neither .vgf nor .tosa", remedy="name it like model.vgf")
+        if self.shaders:
+            raise InputError(f"segment '{self.shaders[0]}' is a compute shader, which is not written again", remedy="copy the file")
         start = time.perf_counter()
 
         def write(file: BinaryIO) -> None:
@@ -181,6 +185,9 @@ class Artifact:
     def executor(self, on: str, device: str = "cpu") -> Run:
         """The graph made ready for one executor (`device`: that the simulator runs on); it is kept."""
         key = on, device
+        if self.shaders and (on != "vulkan" or self._file() is None):
+            error = no_graph(self.shaders[0])
+            raise InputError(f"{self.path}: {error.what}", remedy=error.remedy if on != "vulkan" else "load it again, as it has changed")
         if key not in self._executors:
             self._executors[key] = prepare(on, self.graph, self._file() if on == "vulkan" else None, device)
         return self._executors[key]
@@ -351,7 +358,8 @@ def versions() -> dict[str, str]:
 def load(path: Path | str) -> Artifact:
     """Read a `.vgf` or `.tosa` file, and its passport if it has one.
 
-    The graph is decoded from the file itself, so what runs is what the file holds.
+    The graph is decoded from the file itself, so what runs is what the file holds. Of a file with compute shaders only inputs and outputs
+    are, and Vulkan runs it.
 
     Raises:
         InputError: no such file, a malformed file, or a passport that belongs to another file.
@@ -359,14 +367,14 @@ def load(path: Path | str) -> Artifact:
     path = Path(path)
     if path.suffix not in (".vgf", ".tosa"):
         raise InputError(f"{path}: the suffix is neither .vgf nor .tosa")
-    graph = read_vgf(path) if path.suffix == ".vgf" else read_tosa(path)
+    graph, shaders = read_vgf_or_ports(path) if path.suffix == ".vgf" else (read_tosa(path), ())
     passport, found = read_passport(path), digest(path)
     if passport is None:
         passport = Passport(name=path.stem, spec="", sha256=found, inputs=_ports(graph.inputs), outputs=_ports(graph.outputs))
     elif passport.sha256 and passport.sha256 != found:
         raise InputError(f"{passport_path(path)} belongs to another file than {path}", remedy="export again, or remove the passport")
     passport.operators = operator_counts(graph)
-    return Artifact(graph, passport, path=path)
+    return Artifact(graph, passport, path=path, shaders=shaders)
 
 
 def _ports(values: Sequence[Value]) -> list[PortRecord]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from tosaic.artifact import Artifact
 from tosaic.emit.passport import PortRecord
 from tosaic.errors import InputError
 from tosaic.tosa import container as vgf
-from tosaic.tosa.graph import Value
+from tosaic.tosa.graph import Names, Value
 from tosaic.tosa.types import DType
 
 # numbers and names of the Vulkan registry (VkFormat; VK_ARM_tensors and VK_KHR_shader_bfloat16 add theirs)
@@ -137,20 +138,32 @@ def header(artifact: Artifact) -> str:
         f"#ifndef {guard}\n#define {guard}\n\n#include <math.h>\n#include <stdint.h>\n",
         _STRUCT,
     ]
+    functions = []
     for kind in ("input", "output"):
         group = [port for port in ports if port.kind == kind]
-        names = ", ".join(f"{prefix.upper()}_{kind.upper()}_{identifier(p.record.name).upper()} = {i}" for i, p in enumerate(group))
+        words = _words([port.record.name for port in group])
+        functions += [_function(prefix, word, port) for word, port in zip(words, group, strict=True) if port.record.scale is not None]
+        names = ", ".join(f"{prefix.upper()}_{kind.upper()}_{word.upper()} = {i}" for i, word in enumerate(words))
         parts.append(f"enum {{ {names}, {prefix.upper()}_{kind.upper()}_COUNT = {len(group)} }};")
         rows = "\n".join(f"    {_row(port)}" for port in group)
         parts.append(f"static const tosaic_tensor {prefix}_{kind}s[] = {{\n{rows}\n}};\n")
-    parts += [_function(prefix, port) for port in ports if port.record.scale is not None]
-    return "\n".join([*parts, f"#endif /* {guard} */"]) + "\n"
+    return "\n".join([*parts, *functions, f"#endif /* {guard} */"]) + "\n"
 
 
 def identifier(name: str) -> str:
     """A name as C can have it, behind a prefix of its own."""
     word = re.sub(r"\W", "_", name, flags=re.ASCII)
     return f"_{word}" if not word or word[0].isdigit() else word
+
+
+def _words(names: Sequence[str]) -> list[str]:
+    """An identifier for each name, other than all others in any case and than that of the count, by a number behind it where need be."""
+    taken, words = Names(), []
+    taken.take(["count"])
+    for name in names:
+        word = identifier(name)
+        words.append(word + taken.unique(word.lower())[len(word) :])
+    return words
 
 
 def _comment(text: str) -> str:
@@ -167,8 +180,8 @@ def _row(port: Port) -> str:
     return f"{{{', '.join(map(str, fields))}}}, /* {port.format_name}{layout} */"
 
 
-def _function(prefix: str, port: Port) -> str:
-    name, dtype = identifier(port.record.name), port.value.dtype
+def _function(prefix: str, name: str, port: Port) -> str:
+    dtype = port.value.dtype
     kind, zero_point = _C_TYPES[dtype], port.record.zero_point or 0
     if port.kind == "output":
         return (

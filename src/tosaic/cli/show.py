@@ -33,11 +33,16 @@ def inspect(options: InspectOptions) -> None:
         explorer.check(path)
     try:
         artifact = load(path)
-    except InputError:
+    except InputError:  # with images, which are no tensors
         if not _shaders(path):
             raise
         return
+    if artifact.shaders and (options.dot or options.svg or options.text or options.json_ or options.ledger):
+        raise InputError(f"{path}: segment '{artifact.shaders[0]}' is a compute shader, so there is no graph to show")
     if _write(artifact, options):
+        return
+    if artifact.shaders:
+        _shaders(path)
         return
     if options.text:
         stdout().print(str(artifact.graph), end="")

@@ -11,7 +11,7 @@ import importlib
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import vgfpy
@@ -24,6 +24,8 @@ from tosaic.tosa import container as vgf
 from tosaic.tosa import ops
 from tosaic.tosa.graph import Builder, Graph, Location, Names, Value
 from tosaic.tosa.types import DType, TensorType
+
+R = TypeVar("R")
 
 
 def read_vgf(path: Path | str) -> Graph:
@@ -39,6 +41,21 @@ def read_vgf(path: Path | str) -> Graph:
     return _reading(path, lambda data, name: _Vgf(vgf.decode(data), name).graph())
 
 
+def read_vgf_or_ports(path: Path | str) -> tuple[Graph, tuple[str, ...]]:
+    """The graph of a VGF file; where segments are compute shaders, a graph of its inputs and outputs alone, and the names of those.
+
+    Raises:
+        InputError: as `read_vgf`, but for compute shaders.
+    """
+
+    def reading(data: memoryview, name: str) -> tuple[Graph, tuple[str, ...]]:
+        file = _Vgf(vgf.decode(data), name)
+        shaders = file.shaders()
+        return (file.ports() if shaders else file.graph()), shaders
+
+    return _reading(path, reading)
+
+
 def read_tosa(path: Path | str) -> Graph:
     """The graph of a TOSA flatbuffer; constants stay in the file, as for `read_vgf`.
 
@@ -48,7 +65,7 @@ def read_tosa(path: Path | str) -> Graph:
     return _reading(path, _tosa)
 
 
-def _reading(path: Path | str, function: Callable[[memoryview, str], Graph]) -> Graph:
+def _reading(path: Path | str, function: Callable[[memoryview, str], R]) -> R:
     try:
         return function(vgf.map_file(path), Path(path).stem)
     except (InputError, GraphError) as error:
@@ -86,6 +103,17 @@ class _Vgf:
             self.outputs[resource, name] = self._output(resource, final)
         return self.builder.finish([self.outputs[key] for key in outputs])
 
+    def shaders(self) -> tuple[str, ...]:
+        """Names of the segments that are no TOSA graphs."""
+        return tuple(s.name for s in self.file.segments if self.file.modules[s.module].kind != vgfpy.ModuleType.Graph)
+
+    def ports(self) -> Graph:
+        """Inputs and outputs, which nothing computes."""
+        inputs, outputs = self._named("input"), self._named("output")
+        names = _unique([name for _, name in (*inputs, *outputs)])
+        values = [Value(name, self._type(resource)) for name, (resource, _) in zip(names, (*inputs, *outputs), strict=True)]
+        return Graph(self.builder.graph.name, values[: len(inputs)], values[len(inputs) :])
+
     def _named(self, kind: str) -> list[tuple[int, str]]:
         """The resources of all inputs or outputs, and their names in the file, or numbers where it has none."""
         bindings, names = (self.file.inputs, self.file.input_names) if kind == "input" else (self.file.outputs, self.file.output_names)
@@ -100,10 +128,7 @@ class _Vgf:
     def _segment(self, segment: vgf.Segment) -> None:
         source = self.file.modules[segment.module]
         if source.kind != vgfpy.ModuleType.Graph:
-            raise InputError(
-                f"segment '{segment.name}' is a compute shader, not a TOSA graph",
-                remedy="tosaic inspect lists the segments; a Vulkan device runs them",
-            )
+            raise no_graph(segment.name)
         if source.code is None:
             raise InputError(f"segment '{segment.name}' has no code in the file")
         self.words += len(source.code)
@@ -135,6 +160,14 @@ class _Vgf:
             value = self.builder.emit(ops.Identity(), value)
         value.name = name
         return value
+
+
+def no_graph(segment: str) -> InputError:
+    """Why a segment cannot be read."""
+    return InputError(
+        f"segment '{segment}' is a compute shader, not a TOSA graph",
+        remedy="tosaic inspect lists the segments; a Vulkan device runs them (--on vulkan)",
+    )
 
 
 def _unique(wanted: Sequence[str]) -> list[str]:
