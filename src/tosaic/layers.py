@@ -8,7 +8,7 @@ error is the layer's alone. A wrong layer shows there, however small its effect,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from tosaic.compiler import captured_for_inference
 from tosaic.emit.passport import ValueRecord
 from tosaic.errors import InputError
 from tosaic.execute.compare import decibels
+from tosaic.tosa import ops
 from tosaic.tosa.graph import Value
 
 
@@ -126,12 +127,14 @@ def compare_layers(
     captured = captured_for_inference(model, example_inputs, scheme)
     if len(captured.input_names) != len(artifact.graph.inputs):
         raise InputError(f"the model takes {len(captured.input_names)} inputs, the artifact {len(artifact.graph.inputs)}")
-    known = _layers(artifact, captured.module.graph)
+    sums = _sums(artifact, captured.module.graph)
+    known = _layers(artifact, captured.module.graph, sums)
+    meanings: dict[str, ValueRecord | _Sums] = {**records, **sums}
     examples = [t for t in pytree.tree_leaves(captured.example_inputs) if isinstance(t, torch.Tensor)]
     count = 0
     for sample in samples:
         [stored] = list(artifact.samples(list(sample)))
-        found = {name: records[name].real(array) for name, array in _artifact_values(artifact, stored, known).items()}
+        found = {name: meanings[name].real(array) for name, array in _artifact_values(artifact, stored, known).items()}
         inputs = [_tensor(x, s, p, e) for x, s, p, e in zip(sample, stored, artifact.passport.inputs, examples, strict=True)]
         with torch.no_grad():
             _Both(captured.module, known, found).run(*inputs, enable_io_processing=False)
@@ -144,12 +147,57 @@ def compare_layers(
     return Layers(met, count)
 
 
-def _layers(artifact: Artifact, graph: torch.fx.Graph) -> dict[str, list[Layer]]:
-    """By node of the float program, in its order: the values of the artifact that are its result."""
+_PRODUCTS = (ops.Conv2d, ops.Conv3d, ops.DepthwiseConv2d, ops.TransposeConv2d, ops.MatMul)
+_LIMITS = (ops.Clamp, ops.Maximum)
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """What sums of products are in the model: real = scale * stored, with a scale for each channel, then the moves of `rescaled`."""
+
+    node: str
+    scale: tuple[float, ...]
+    rescaled: ValueRecord
+    zero_point: int = 0
+
+    def real(self, stored: np.ndarray) -> np.ndarray:
+        """See `ValueRecord.real`."""
+        return self.rescaled.model_copy(update={"scale": None}).real(stored * np.array(self.scale))
+
+
+def _sums(artifact: Artifact, graph: torch.fx.Graph) -> dict[str, _Sums]:
+    """Sums of products, by name, whose scales follow from what the RESCALE behind them multiplies by. With them the error that quantized
+    operands make stands apart from that of rounding the result."""
+    records, users, nodes = artifact.passport.values, artifact.graph.users(), {node.name: node for node in graph.nodes}
+    makers = {value: n for n in artifact.graph.nodes if isinstance(n.op, _PRODUCTS) for value in n.outputs if value.dtype.is_integer}
+    found = {}
+    for rescale in artifact.graph.nodes:
+        maker = makers.get(rescale.inputs[0])
+        if not isinstance(rescale.op, ops.Rescale) or maker is None or maker.location is None:
+            continue
+        result, aten = rescale.output, maker.location.aten
+        readers = users.get(result, [])
+        if result.name not in records and len(readers) == 1 and isinstance(readers[0].op, _LIMITS):  # which have its scale
+            result = readers[0].output
+        record = records.get(result.name)
+        if record is None or record.scale is None or record.node not in nodes:
+            continue
+        # a function of the sums may be all that the record is of
+        near = (nodes[record.node], *nodes[record.node].all_input_nodes)
+        node = next((n for n in near if str(n.target) == aten), None)
+        if node is not None:
+            scale = record.scale * np.array(rescale.op.multiplier) / np.exp2(np.array(rescale.op.shift, np.float64))
+            found[rescale.inputs[0].name] = _Sums(node.name, tuple(scale.tolist()), record)
+    return found
+
+
+def _layers(artifact: Artifact, graph: torch.fx.Graph, sums: Mapping[str, _Sums]) -> dict[str, list[Layer]]:
+    """By node of the float program, in its order: the values of the artifact that are its result, sums before what is made of them."""
     aten = {row.name: (row.aten, row.location) for row in artifact.passport.ledger}
     types = {value.name: value.type for value in artifact.graph.values()}
-    by_node: dict[str, list[tuple[str, ValueRecord]]] = {}
-    for name, record in artifact.passport.values.items():
+    by_node: dict[str, list[tuple[str, ValueRecord | _Sums]]] = {}
+    meanings: list[tuple[str, ValueRecord | _Sums]] = [*sums.items(), *artifact.passport.values.items()]
+    for name, record in meanings:
         if name in types:
             by_node.setdefault(record.node, []).append((name, record))
     known = {}
