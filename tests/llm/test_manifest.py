@@ -21,7 +21,7 @@ def folder(tmp_path: Path) -> Path:
         (tmp_path / f"{name}.vgf").write_bytes(name.encode())
         programs[name] = ProgramRecord(file=f"{name}.vgf", sha256=hashlib.sha256(name.encode()).hexdigest(), tokens=tokens)
     (tmp_path / "tokenizer.json").write_text("{}")
-    cache = CacheRecord(input="keys_0", output="keys_0_out", dtype="int8", shape=[2, 16, 8], scale=0.1, zero_point=-3)
+    cache = CacheRecord(input="keys_0", output="keys_0_out", dtype="i8", shape=[2, 16, 8], scale=0.1, zero_point=-3)
     made = Manifest(
         name="tiny", architecture="llama", vocabulary=96, max_seq_length=16, caches=[cache], tokenizer="tokenizer.json", **programs
     )

@@ -12,8 +12,7 @@ import transformers
 
 from tosaic import zoo
 from tosaic.errors import InputError
-from tosaic.llm.gguf_file import GgufCheckpoint
-from tosaic.llm.tokenizer import Tokenizer, from_gguf, open_tokenizer
+from tosaic.llm.tokenizer import Tokenizer, from_gguf, open_tokenizer, save_tokenizer
 
 TEXTS = (
     "It is a truth universally acknowledged, that a single man in possession of a good fortune, must be in want of a wife.",
@@ -22,11 +21,6 @@ TEXTS = (
     "<|im_start|>user\nWhat is 2+2?<|im_end|>\n",
     "",
 )
-
-
-@pytest.fixture(scope="module")
-def smollm2() -> Tokenizer:
-    return from_gguf(GgufCheckpoint(zoo.smollm2()).fields)
 
 
 def test_gguf_byte_level(smollm2: Tokenizer) -> None:
@@ -39,6 +33,24 @@ def test_gguf_byte_level(smollm2: Tokenizer) -> None:
     assert smollm2.end == {theirs.convert_tokens_to_ids("<|im_end|>")}
     messages = [{"role": "user", "content": "What is the capital of France?"}]
     assert smollm2.chat(messages) == theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+def test_saved_tokenizer_is_the_same(smollm2: Tokenizer, tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    for tokenizer in (smollm2, from_gguf(_sentence_piece())):
+        save_tokenizer(tokenizer, tmp_path)
+        again = open_tokenizer(tmp_path)
+        assert (again.end, again.start, again.template, again.names) == (
+            tokenizer.end,
+            tokenizer.start,
+            tokenizer.template,
+            tokenizer.names,
+        )
+        for text in TEXTS[:4]:
+            assert again.encode(text) == tokenizer.encode(text)
+            assert again.decode(again.encode(text)) == tokenizer.decode(tokenizer.encode(text))
+    save_tokenizer(smollm2, tmp_path)
+    assert open_tokenizer(tmp_path).chat(messages) == smollm2.chat(messages)
 
 
 def _sentence_piece() -> dict[str, Any]:

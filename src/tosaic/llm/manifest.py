@@ -26,6 +26,7 @@ class CacheRecord(_Record):
 
     Attributes:
         input, output: names in both graphs; what a call gives as `output` is `input` of the next, in the same type and with the same scale.
+        dtype: as the passports name types, like "i8".
         shape: [K,S,D]: heads of keys and values, positions, size of a head.
     """
 

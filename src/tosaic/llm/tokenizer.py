@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from tosaic.emit.files import atomic_write_all
 from tosaic.errors import InputError
 from tosaic.llm.checkpoint import read_config
 from tosaic.llm.values import Values
@@ -78,6 +80,20 @@ class Tokenizer:
             return environment.from_string(self.template).render(messages=list(messages), add_generation_prompt=True, **self.names)
         except TemplateError as error:
             raise InputError(f"the checkpoint's chat template fails: {error}") from None
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path | str) -> None:
+    """Write a tokenizer as the files of a Hugging Face folder; `open_tokenizer` of the folder gives it back."""
+    config: dict[str, Any] = {**tokenizer.names, "chat_template": tokenizer.template}
+    if tokenizer.start is not None:
+        config |= {"add_bos_token": True, "bos_token": tokenizer.model.id_to_token(tokenizer.start)}
+    folder = Path(folder)
+    files = {
+        "tokenizer.json": tokenizer.model.to_str(),
+        "tokenizer_config.json": json.dumps({key: value for key, value in config.items() if value is not None}, indent=1),
+        "generation_config.json": json.dumps({"eos_token_id": sorted(tokenizer.end)}),
+    }
+    atomic_write_all({folder / name: text.encode() for name, text in files.items()})
 
 
 def open_tokenizer(path: Path | str) -> Tokenizer:
