@@ -18,7 +18,7 @@ LAYERS = [
     {"processes"},
     {"tosa", "converter", "operators"},
     STAGES,
-    {"compiler", "artifact", "executors", "verification", "comparison", "layers", "engine", "scoring", "zoo"},
+    {"compiler", "assembly", "artifact", "executors", "verification", "comparison", "layers", "engine", "scoring", "zoo"},
     {"llm", "demo"},
     {"cli"},
 ]

@@ -9,7 +9,7 @@ from conftest import Run
 from torch import Tensor, nn
 
 import tosaic
-from tosaic.errors import InputError
+from tosaic.errors import InputError, QuantizeError
 
 
 class Part(nn.Module):
@@ -84,3 +84,26 @@ def test_any_integer_at_a_wide_port_stays_within_the_specification(reference: Ru
         stored = [np.array([row, row[::-1]], np.int32), np.array([row, row], np.int32)]
         for a, b in zip(artifact.run(stored, float_io=False), reference(artifact.graph, stored), strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+def test_ranges_of_another_program() -> None:
+    """The same model for another number of rows has the same scales, and gives the same integers."""
+    torch.manual_seed(0)
+    model, options = Part().eval(), {"ports": {"stream": "int32"}, "bias_correction": False}
+    full = tosaic.quantize(model, sample(0), [sample(i) for i in range(8)], **options)
+    one = tosaic.quantize(model, (sample(0)[0][:1], sample(0)[1], torch.tensor([1])), full, **options)
+    assert one.calibration == full.calibration
+    whole, single = tosaic.compile(full), tosaic.compile(one)
+    assert [(p.scale, p.zero_point) for p in whole.passport.outputs] == [(p.scale, p.zero_point) for p in single.passport.outputs]
+    stream, cache, rows = sample(30)
+    expected = whole.run((stream, cache, rows), float_io=True)
+    np.testing.assert_array_equal(single.run((stream[:1], cache, rows[:1]), float_io=True)[0], expected[0][:1])
+
+
+def test_ranges_that_another_program_does_not_have() -> None:
+    narrow = tosaic.quantize(Part().eval(), sample(0), [sample(0)], bias_correction=False)
+    with pytest.raises(QuantizeError, match="the program to take ranges from has none of 'stream'"):
+        tosaic.quantize(Part().eval(), sample(0), narrow, ports={"stream": "int32"})
+    corrected = tosaic.quantize(Part().eval(), sample(0), [sample(0), sample(1)])
+    with pytest.raises(InputError, match="has corrected biases"):
+        tosaic.quantize(Part().eval(), sample(0), corrected)

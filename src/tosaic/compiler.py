@@ -39,7 +39,7 @@ _TORCH_FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfl
 def quantize(
     model: nn.Module | torch.export.ExportedProgram,
     example_inputs: Any,
-    calibration: Iterable[Any],
+    calibration: Iterable[Any] | Quantized,
     scheme: str = "8a8w",
     *,
     scope: str = "full",
@@ -57,7 +57,8 @@ def quantize(
     Args:
         model: float module, or a program that torch.export captured.
         example_inputs: a tensor or a tuple of inputs, in the shapes to compile for.
-        calibration: iterable of input tuples (a DataLoader too), representative of what the model will see.
+        calibration: iterable of input tuples (a DataLoader too), representative of what the model will see. Or what `quantize`
+            returned for the same model in other shapes, without bias correction: both then have the same scales.
         scheme: "8a8w" (int8 weights and activations), "16a8w" (int16 activations), "8a4w" (int4 weights) or "8a8w-per-token"
             (8a8w with a scale for each row of a linear layer's input, found at run time).
         scope: "full", or "linear" for nn.Linear only.
@@ -73,6 +74,10 @@ def quantize(
     Raises:
         SpecError, InputError, CaptureError, QuantizeError: see their docstrings.
     """
+    if isinstance(calibration, Quantized):
+        if calibration.recipe.bias_correction:
+            raise InputError("the program to take ranges from has corrected biases", remedy="quantize it with bias_correction=False")
+        bias_correction = False
     recipe = Recipe(scheme, scope, overrides or {}, between, observer, bias_correction, ports or {})
     if spec is not None:
         recipe.check(Spec.parse(spec))
@@ -84,13 +89,13 @@ def quantize(
     captured = captured_for_inference(model, example_inputs, dump=dump)
     _check_quantizable(captured)
     watch.lap("capture")
-    module, chosen, record, magnitudes = quantize_captured(
+    module, chosen, record, magnitudes, ranges = quantize_captured(
         captured.module, captured.example_inputs, calibration, recipe, output_names=captured.output_names, progress=progress
     )
     _dump(dump, "01_quantized.txt", module)
     watch.lap("quantize")
     names = captured.input_names, captured.output_names
-    return Quantized(module, captured.example_inputs, *names, recipe, chosen, record, magnitudes, watch.seconds)
+    return Quantized(module, captured.example_inputs, *names, recipe, chosen, record, magnitudes, ranges, watch.seconds)
 
 
 def prepare_qat(

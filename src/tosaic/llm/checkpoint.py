@@ -6,6 +6,7 @@ a .gguf file, or Meta's params.json and consolidated.00.pth. Whatever the format
 
 from __future__ import annotations
 
+import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -58,6 +59,14 @@ class Checkpoint(ABC):
             raise InputError(f"{self.path}: tensor {name} holds NaN or infinite values")
         return tensor + self.config.norm_offset if name.endswith("norm.weight") else tensor
 
+    def digest(self) -> str:
+        """SHA-256 of the weights' names, shapes and content, and of the config."""
+        known = hashlib.sha256(repr(self.config).encode())
+        for name, shape in self.config.tensors():
+            known.update(f"{name}{shape}".encode())
+            known.update(self.tensor(name).numpy().tobytes())
+        return known.hexdigest()
+
     def check(self) -> None:
         """Compare names and shapes with what the config asks for; nothing is loaded.
 
@@ -78,10 +87,14 @@ class Checkpoint(ABC):
         """The embedding with its weights, in eval mode."""
         return _loaded(Start, self.config, {"embed_tokens.weight": self.tensor("model.embed_tokens.weight")})
 
-    def step(self, index: int, tokens: int, length: int) -> Step:
-        """A layer with its weights, in eval mode. `tokens` are P, `length` S."""
+    def layer(self, index: int) -> Layer:
+        """A layer with its weights, in eval mode."""
         state = {name: self.tensor(f"model.layers.{index}.{name}") for name, _ in self.config.layer_tensors()}
-        return Step(_loaded(Layer, self.config, state), self.config.layer_rope(index), tokens, length).eval()
+        return _loaded(Layer, self.config, state)
+
+    def step(self, index: int, tokens: int, length: int) -> Step:
+        """A layer as a step of `tokens`, P, with caches of `length`, S."""
+        return Step(self.layer(index), self.config.layer_rope(index), tokens, length).eval()
 
     def end(self, one: bool) -> End:
         """The last norm and the head with their weights, in eval mode."""

@@ -168,9 +168,10 @@ class End(nn.Module):
         self.norm, self.cap, self.one = RmsNorm(config.hidden, config.eps), config.logit_cap, one
         self.lm_head = nn.Linear(config.hidden, config.vocabulary, bias=False)
 
-    def forward(self, x: Tensor, last: Tensor) -> Tensor:
+    def forward(self, x: Tensor, last: Tensor | None = None) -> Tensor:
         """x float [1,P,H], last int [1] -> logits float [1,1,V], or [1,P,V]."""
         if self.one:
+            assert last is not None
             x = x.index_select(1, last)
         logits = self.lm_head(self.norm(x))
         return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
-from tosaic.errors import InputError
+from tosaic.errors import InputError, QuantizeError
 from tosaic.quantization.bias_correction import FloatMeans, correct_biases
+from tosaic.quantization.observers import Observer
 from tosaic.quantization.per_token import mark_linears, set_units
 from tosaic.quantization.pt2e import convert, prepare
 from tosaic.quantization.quantizer import Chosen, TosaQuantizer
@@ -23,6 +24,7 @@ from tosaic.quantization.siblings import share_zero_points
 from tosaic.quantization.streams import share_scales
 
 Inputs = tuple[Any, ...]
+Ranges = dict[tuple[str, str], tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass
@@ -35,6 +37,7 @@ class Quantized:
         chosen: node name -> decision of the quantizer.
         calibration: number of samples and SHA-256 of the calibration data.
         magnitudes: node name -> the largest magnitude in calibration of an int32 value whose scale holds more.
+        ranges: what calibration found, by observed node and type; another program of the same operators can take it over.
         timings: seconds of each stage so far.
     """
 
@@ -46,6 +49,7 @@ class Quantized:
     chosen: dict[str, Chosen]
     calibration: dict[str, Any] = field(default_factory=dict)
     magnitudes: dict[str, float] = field(default_factory=dict)
+    ranges: Ranges = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
 
     def __call__(self, *inputs: torch.Tensor) -> Any:
@@ -56,25 +60,26 @@ class Quantized:
 def quantize_captured(
     module: torch.fx.GraphModule,
     example_inputs: Inputs,
-    calibration: Iterable[Any],
+    calibration: Iterable[Any] | Quantized,
     recipe: Recipe,
     *,
     output_names: Sequence[str] = (),
     progress: Callable[[int], None] | None = None,
-) -> tuple[torch.fx.GraphModule, dict[str, Chosen], dict[str, Any], dict[str, float]]:
+) -> tuple[torch.fx.GraphModule, dict[str, Chosen], dict[str, Any], dict[str, float], Ranges]:
     """Observe, calibrate and convert a captured graph (batch norm folded already).
 
     Args:
         calibration: an iterable of input tuples (or tensors); batches of any size that is a multiple of the
-            captured batch size.
+            captured batch size. Or a program of the same operators, in other shapes, whose ranges are taken over.
         output_names: of the flattened outputs, for the recipe's `ports`.
         progress: called with the number of samples seen.
 
     Returns:
-        The quantized module, the decisions, the record of the calibration data, and the magnitudes (see `Quantized`).
+        The quantized module, the decisions, the record of the calibration data, the magnitudes and the ranges (see `Quantized`).
 
     Raises:
         InputError: empty calibration, wrong shapes or types, or values that are not finite.
+        QuantizeError: the other program lacks the range of a value.
     """
     quantizer = TosaQuantizer(recipe, output_names=output_names)
     with warnings.catch_warnings():
@@ -82,14 +87,40 @@ def quantize_captured(
         mark_linears(module, recipe)
         prepared = prepare(module, quantizer)
         layers = FloatMeans(prepared)
-        record = calibrate(layers.sample, example_inputs, calibration, progress)
+        if isinstance(calibration, Quantized):
+            record = calibration.calibration
+            _take_over(prepared, calibration.ranges)
+        else:
+            record = calibrate(layers.sample, example_inputs, calibration, progress)
+        ranges = {key: observer.range() for key, observer in _observers(prepared)}
         magnitudes = share_scales(prepared)
         share_zero_points(prepared)
         converted = convert(prepared)
         set_units(converted)
         if recipe.bias_correction:
             correct_biases(converted, layers.samples, layers.means())
-    return converted, quantizer.chosen, record, magnitudes
+    return converted, quantizer.chosen, record, magnitudes, ranges
+
+
+def _observers(prepared: torch.fx.GraphModule) -> Iterator[tuple[tuple[str, str], Observer]]:
+    """Each observer with the node that it observes and its type; one that several nodes share comes with each."""
+    for node in prepared.graph.find_nodes(op="call_module"):
+        observer = prepared.get_submodule(str(node.target))
+        if isinstance(observer, Observer):
+            yield (node.args[0].name, f"{observer.dtype} {observer.quant_max}"), observer
+
+
+def _take_over(prepared: torch.fx.GraphModule, ranges: Ranges) -> None:
+    """Give each observer the range that one of its nodes has in another program."""
+    missing = {observer: key for key, observer in _observers(prepared)}
+    for key, observer in _observers(prepared):
+        if key in ranges:
+            observer.low, observer.high = (edge.clone() for edge in ranges[key])
+            missing.pop(observer, None)
+    if missing:
+        name, kind = next(iter(missing.values()))
+        remedy = "both must have the same operators and recipe; calibrate with data instead"
+        raise QuantizeError(f"the program to take ranges from has none of '{name}' ({kind})", remedy=remedy)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ class Part:
     """One graph of several.
 
     Attributes:
-        prefix: put in front of the names of all its values, which are unique then.
+        prefix: put in front of the names of all its values, which are unique then, and of the modules that its operators come from.
         inputs, outputs: names of the whole for names of its own inputs and outputs; what is not named here keeps its own.
     """
 
@@ -52,9 +52,11 @@ def link(name: str, parts: Sequence[Part], outputs: Sequence[str]) -> Graph:
         names = {v: part.outputs.get(v.name, v.name) for v in part.graph.outputs}
         for node in part.graph.nodes:
             for inner in node.outputs:
-                values[inner] = Value(names.get(inner, part.prefix + inner.name), inner.type, bound=inner.bound)
+                meaning = inner.meaning and replace(inner.meaning, node=part.prefix + inner.meaning.node)
+                values[inner] = Value(names.get(inner, part.prefix + inner.name), inner.type, bound=inner.bound, meaning=meaning)
             results = tuple(values[v] for v in node.outputs)
-            whole.nodes.append(Node(node.op, tuple(values[v] for v in node.inputs), results, node.location))
+            location = node.location and replace(node.location, module=part.prefix + node.location.module)
+            whole.nodes.append(Node(node.op, tuple(values[v] for v in node.inputs), results, location))
         for inner, outer in names.items():
             if outer in known:
                 raise GraphError(f"{outer} is given twice, the second time by {part.prefix}{inner.name}")
