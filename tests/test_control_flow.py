@@ -1,4 +1,4 @@
-"""Control flow in `.tosa` files: read, written and run as Arm's reference model does; and what a graph has not, refused by name."""
+"""Control flow in `.tosa` files: read, written and run as Arm's reference model does; and what is refused in them."""
 
 from __future__ import annotations
 
@@ -224,3 +224,14 @@ def test_by_name(op: ts.Op, kind: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "g.tosa").write_bytes(f.file.serialize())
     with pytest.raises(InputError, match=message):
         read_tosa(tmp_path / "g.tosa")
+
+
+def test_an_error_is_no_longer_than_one_reads(tmp_path: Path) -> None:
+    f, name = File(), "n" * 5000
+    f.input("x", [2])
+    for _ in range(2):
+        f.emit(ts.Op.ABS, ["x"], name, [2], attribute("AbsAttribute"))
+    (tmp_path / "g.tosa").write_bytes(f.file.serialize())
+    with pytest.raises(InputError, match=r"g[.]tosa: 'nnn") as error:
+        read_tosa(tmp_path / "g.tosa")
+    assert len(str(error.value)) < 1200
