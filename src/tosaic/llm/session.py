@@ -12,7 +12,7 @@ import torch
 from tosaic.artifact import dequantize, load
 from tosaic.emit.passport import PortRecord
 from tosaic.errors import InputError
-from tosaic.executors import EXECUTORS
+from tosaic.executors import EXECUTORS, Run
 from tosaic.llm.manifest import CacheRecord, Manifest, ProgramRecord, read_manifest
 from tosaic.tosa.types import DType
 
@@ -48,13 +48,14 @@ class Program:
         )
         self._caches = {c.output: c.input for c in manifest.caches}
 
-    def run(self, ids: Sequence[int], position: int, caches: Caches, on: str) -> tuple[np.ndarray, Caches]:
+    def run(self, ids: Sequence[int], position: int, caches: Caches, run: Run) -> tuple[np.ndarray, Caches]:
         """One call.
 
         Args:
             ids: as many as there are, at most P; the call is filled up behind them.
             position: of the first.
             caches: stored values; they are not written to.
+            run: the graph, on one executor.
 
         Returns:
             Stored logits [1,1,V] of the last of `ids`, or [1,P,V]; and the caches with the new rows.
@@ -62,7 +63,7 @@ class Program:
         padded = np.zeros((1, self.tokens), np.int32)
         padded[0, : len(ids)] = ids
         given = {"ids": padded, "position": np.array([position], np.int32), "last": np.array([len(ids) - 1], np.int32), **caches}
-        found = dict(zip(self._outputs, self.artifact.executor(on)([given[name] for name in self._inputs]), strict=True))
+        found = dict(zip(self._outputs, run([given[name] for name in self._inputs]), strict=True))
         return found.pop("logits"), {self._caches[name]: array for name, array in found.items()}
 
 
@@ -157,7 +158,7 @@ class Session:
 
     def _run(self, program: Program, ids: Sequence[int]) -> np.ndarray:
         with one_thread() if program.tokens == 1 else nullcontext():
-            stored, self._caches = program.run(ids, self.position, self._caches, self.on)
+            stored, self._caches = program.run(ids, self.position, self._caches, program.artifact.executor(self.on))
         self.position += len(ids)
         return dequantize(stored[0, len(ids) - 1 if stored.shape[1] > 1 else 0], program.logits)
 
