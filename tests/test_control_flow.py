@@ -226,6 +226,20 @@ def test_by_name(op: ts.Op, kind: str, message: str, tmp_path: Path) -> None:
         read_tosa(tmp_path / "g.tosa")
 
 
+def test_the_reference_model_has_no_variables_either() -> None:
+    def run(variable: bool) -> list[np.ndarray]:
+        f = File()
+        if variable:
+            f.block.addTensor("v", [2], ts.DType.INT32, X, variable=True, variable_name="v")
+            f.block.addOperator(ts.Op.VARIABLE, [], ["v"], attribute("VariableAttribute"), ts.TosaOpLocation())
+        f.output(f.emit(ts.Op.ABS, [f.input("x", [2])], "y", [2], attribute("AbsAttribute")))
+        return Reference().run(f.file.serialize(), [X], [X.dtype], [(2,)])
+
+    np.testing.assert_array_equal(run(False)[0], abs(X))
+    with pytest.raises(ExecuteError, match="the TOSA reference model"):
+        run(True)
+
+
 def test_an_error_is_no_longer_than_one_reads(tmp_path: Path) -> None:
     f, name = File(), "n" * 5000
     f.input("x", [2])
