@@ -64,7 +64,7 @@ def test_help_and_version_import_nothing_slow() -> None:
     code = """
 import sys
 from tosaic.cli.main import app
-for arguments in (["--help"], ["--version"], ["export", "--help"]):
+for arguments in (["--help"], ["--version"], ["export", "--help"], ["llm", "--help"], ["llm", "export", "--help"]):
     try:
         app(arguments)
     except SystemExit as stop:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from tosaic.cli import config, main
-from tosaic.cli.config import ExportOptions, QatOptions, RunOptions, resolve
+from tosaic.cli import config, llm, main
+from tosaic.cli.config import ExportOptions, QatOptions, RunOptions
+from tosaic.cli.resolve import resolve
 from tosaic.errors import InputError
 from tosaic.quantization.schemes import PRECISIONS, SCHEMES, SCOPES
 
@@ -21,6 +22,8 @@ COMMANDS = {
     main.verify: config.VerifyOptions,
     main.inspect: config.InspectOptions,
     main.demo: config.DemoOptions,
+    llm.export: config.LlmExportOptions,
+    llm.generate: config.LlmGenerateOptions,
 }
 
 
@@ -76,14 +79,83 @@ REFUSED = [
     ("io-layout: hwc", ["io-layout: expected 'model' or 'nhwc', found the text 'hwc'"]),
     ("a: [", ["not valid YAML", "run.yaml:1"]),
     ("scheme: 8a8w\nscheme: fp32", ["'scheme' is given twice", "run.yaml:1"]),
+    ("day: 2026-99-99", ["not valid YAML", "month must be in 1..12"]),
+    ("? [a]\n: 1", ["not valid YAML", "unhashable"]),
+    ("a: " + "[" * 5000, ["not valid YAML"]),
+    ("\x00", ["not valid YAML"]),
     ("- scheme", ["holds the list ['scheme'], expected options as `key: value`"]),
 ]
 
 
-@pytest.mark.parametrize(("text", "parts"), REFUSED, ids=[text for text, _ in REFUSED])
+@pytest.mark.parametrize(("text", "parts"), REFUSED, ids=[text[:30] for text, _ in REFUSED])
 def test_refused(text: str, parts: list[str], file: Any) -> None:
     with pytest.raises(InputError) as error:
         resolve(ExportOptions, NEEDED, file(text))
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_aliases_of_aliases_are_not_spelt_out(file: Any) -> None:
+    """Nine lines that stand for a billion."""
+    levels = ["&a0 [1, 1]", *(f"&a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10))]
+    with pytest.raises(InputError, match=r"io-layout: .*found the list \[") as error:
+        resolve(ExportOptions, NEEDED, file(f"io-layout: [{', '.join(levels)}]"))
+    assert len(str(error.value)) < 2000
+
+
+LLM = {"checkpoint": "model", "output_dir": "out"}
+SECTIONS = """
+base: {checkpoint: other, tokenizer_path: t.json}
+export.max_seq_length: 256
+quantization:
+  pt2e_quantize: vgf_16a8w
+  calibration_data: emma.txt
+  calibration-limit: 4
+  overrides: {lm_head: 8a8w}
+  smoothing: false
+backend.vgf: {enabled: true, compile_spec: TOSA-1.0+INT+int16, compiler_flags: []}
+model:
+debug.generate_full_logits: true
+"""
+
+
+def test_sections_by_dots_and_by_mappings(file: Any) -> None:
+    options = resolve(config.LlmExportOptions, {**LLM, "checkpoint": None, "max_seq_length": 512, "override": []}, file(SECTIONS))
+    assert (str(options.checkpoint), str(options.tokenizer), options.max_seq_length) == ("other", "t.json", 512)
+    assert (options.pt2e_quantize, str(options.calibration_text), options.calibration_limit) == ("vgf_16a8w", "emma.txt", 4)
+    assert options.override == {"lm_head": "8a8w"} and not options.smoothing and options.full_logits
+    assert options.arm_vgf_compile_spec == "TOSA-1.0+INT+int16" and options.arm_vgf_quantize_scope == "full"
+
+
+# (text of the file, parts of the message)
+LLM_REFUSED = [
+    ("base.chekpoint: a", ["unknown option 'base.chekpoint' in", "did you mean 'base.checkpoint'?"]),
+    ("quantization: {pt2e: vgf_8a8w}", ["unknown option 'quantization.pt2e'", "did you mean 'quantization.pt2e_quantize'?"]),
+    ("backend: {vfg: {enabled: true}}", ["unknown option 'backend.vfg'", "did you mean 'backend.vgf'?"]),
+    ("pt2e_quantize: vgf_8a8w", ["unknown option 'pt2e-quantize'", "did you mean 'quantization.pt2e_quantize'?"]),
+    ("max_seq_length: 4", ["did you mean 'export.max_seq_length'?"]),
+    ("base: {model_class: llama3}", ["unknown option 'base.model_class'", "the checkpoint says what it is"]),
+    ("quantization.qmode: 8da4w", ["unknown option 'quantization.qmode'", "quantization.pt2e_quantize, with vgf_8a8w or vgf_16a8w"]),
+    ("base: 3", ["base: expected a mapping, found the number 3", "run.yaml"]),
+    ("backend: {vgf: on}", ["backend.vgf: expected a mapping, found the text 'on'"]),
+    ("base: {params: a}\nbase.params: b", ["'base.params' is given twice in"]),
+    ("export.max_seq_length: long", ["export.max_seq_length: expected a whole number, found the text 'long'", "run.yaml"]),
+    ("export: {prefill_chunk: 0}", ["export.prefill_chunk: expected at least 1, found the number 0"]),
+    ("quantization.pt2e_quantize: [vgf_8a8w, vgf_16a8w]", ["quantization.pt2e_quantize: expected text, found the list"]),
+    ("quantization.overrides: {lm_head: 8}", ["quantization.overrides[lm_head]: expected text, found the number 8"]),
+    ("model.use_kv_cache: false", ["model.use_kv_cache is false: decode takes the caches that prefill left", "leave it out"]),
+    ("backend.vgf.enabled: false", ["backend.vgf.enabled is false: .vgf files are what is written"]),
+    (
+        "backend.vgf.compiler_flags: [--dump]",
+        ["backend.vgf.compiler_flags: no compiler of others", "--dump", "Tosaic writes the .vgf itself"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "parts"), LLM_REFUSED, ids=[text for text, _ in LLM_REFUSED])
+def test_refused_sections(text: str, parts: list[str], file: Any) -> None:
+    with pytest.raises(InputError) as error:
+        resolve(config.LlmExportOptions, LLM, file(text))
     for part in parts:
         assert part in str(error.value)
 
@@ -106,7 +178,8 @@ def test_commands_and_models_have_the_same_options_and_the_help_shows_the_true_d
     for command, model in COMMANDS.items():
         signature = inspect.signature(command, eval_str=True)
         fields = {field.alias or name: field for name, field in model.model_fields.items()}
-        assert set(signature.parameters) - {"config"} == set(fields), command
+        assert set(signature.parameters) - {"config"} == set(fields) - model.file_only, command
+        assert {*model.keys, *model.file_only} <= set(fields)
         for name, parameter in signature.parameters.items():
             [option] = parameter.annotation.__metadata__
             assert parameter.default is None

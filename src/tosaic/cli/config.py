@@ -1,18 +1,13 @@
-"""The options of each command as one model each: what a YAML file may say, what the defaults are, what is refused.
-
-A flag that was given wins over the file (`--config run.yaml`), the file wins over the defaults below.
-"""
+"""The options of each command as one model each: what a YAML file may say, what the defaults are, what is refused."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
+from tosaic.cli.resolve import Options
 from tosaic.errors import InputError
 
 
@@ -52,12 +47,6 @@ Numbers = Annotated[
     list[float], BeforeValidator(lambda v: v.split(",") if isinstance(v, str) else [v] if isinstance(v, int | float) else v)
 ]
 Positive = Annotated[int, Field(ge=1)]
-
-
-class Options(BaseModel):
-    """Base of all."""
-
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
 
 class ImageOptions(Options):
@@ -155,102 +144,91 @@ class DemoOptions(Options):
     quick: bool = False
 
 
-Model = TypeVar("Model", bound=Options)
+class LlmExportOptions(Options):
+    """Options of `tosaic llm export`; in a file they have the keys of ExecuTorch's LlmConfig, and ours beside them."""
+
+    keys = {
+        "checkpoint": "base.checkpoint",
+        "params": "base.params",
+        "tokenizer": "base.tokenizer_path",
+        "use_kv_cache": "model.use_kv_cache",
+        "max_seq_length": "export.max_seq_length",
+        "prefill_chunk": "export.prefill_chunk",
+        "output_dir": "export.output_dir",
+        "resume": "export.resume",
+        "full_logits": "debug.generate_full_logits",
+        "pt2e_quantize": "quantization.pt2e_quantize",
+        "calibration_text": "quantization.calibration_data",
+        "calibration_limit": "quantization.calibration_limit",
+        "calibration_seq_length": "quantization.calibration_seq_length",
+        "activation_scales": "quantization.activation_scales",
+        "override": "quantization.overrides",
+        "smoothing": "quantization.smoothing",
+        "rotation": "quantization.rotation",
+        "vgf": "backend.vgf.enabled",
+        "arm_vgf_compile_spec": "backend.vgf.compile_spec",
+        "arm_vgf_quantize_scope": "backend.vgf.quantize_scope",
+        "compiler_flags": "backend.vgf.compiler_flags",
+    }
+    file_only = frozenset(("use_kv_cache", "vgf", "compiler_flags"))
+    elsewhere = {
+        "base.model_class": "leave it out: the checkpoint says what it is",
+        "export.max_context_length": "export.max_seq_length is how many positions the caches hold",
+        "export.output_name": "export.output_dir names the folder; the files in it have names of their own",
+        "quantization.qmode": "quantization.pt2e_quantize, with vgf_8a8w or vgf_16a8w",
+        "model.quantize_kv_cache": "leave it out: quantization.pt2e_quantize quantizes the caches too",
+    }
+
+    checkpoint: Path
+    params: Path | None = None
+    tokenizer: Path | None = None
+    use_kv_cache: bool = True
+    max_seq_length: Positive = 512
+    prefill_chunk: Positive | None = None
+    output_dir: Path
+    resume: bool = False
+    full_logits: bool = False
+    pt2e_quantize: str | None = None
+    calibration_text: Path | None = None
+    calibration_limit: Positive = 8
+    calibration_seq_length: Positive | None = None
+    activation_scales: str | None = None
+    override: Overrides = {}
+    smoothing: bool = True
+    rotation: bool = False
+    vgf: bool = True
+    arm_vgf_compile_spec: str | None = None
+    arm_vgf_quantize_scope: str = "full"
+    compiler_flags: Texts = []
+
+    @field_validator("use_kv_cache", "vgf")
+    @classmethod
+    def _always(cls, value: bool, info: ValidationInfo) -> bool:
+        if not value:
+            key = cls.keys[info.field_name or ""]
+            why = {"use_kv_cache": "decode takes the caches that prefill left", "vgf": ".vgf files are what is written"}
+            raise InputError(f"{key} is false: {why[info.field_name or '']}", remedy="leave it out, or set it to true")
+        return value
+
+    @field_validator("compiler_flags")
+    @classmethod
+    def _no_compiler(cls, value: list[str]) -> list[str]:
+        if value:
+            what = f"{cls.keys['compiler_flags']}: no compiler of others runs that {' '.join(value)} could be given to"
+            raise InputError(what, remedy="leave it out: Tosaic writes the .vgf itself")
+        return value
 
 
-def resolve(model: type[Model], given: Mapping[str, Any], config: Path | None = None) -> Model:
-    """The options of a command.
+class LlmGenerateOptions(Options):
+    """Options of `tosaic llm generate`."""
 
-    Args:
-        given: what the command line says; None and () mean that a flag was not given.
-        config: a YAML file with further options, keys spelt like the flags.
-
-    Raises:
-        InputError: an unknown key, a wrong type, something missing.
-    """
-    known = {field.alias or name: name for name, field in model.model_fields.items()}
-    values = _read(config, known) if config is not None else {}
-    from_file = set(values)
-    for key, value in given.items():
-        if value is not None and value != []:
-            values[key] = value
-            from_file.discard(key)
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        raise _explain(error, config, from_file) from None
-
-
-def _read(path: Path, known: Mapping[str, str]) -> dict[str, Any]:
-    try:
-        data = yaml.load(path.read_bytes(), _Loader)
-    except OSError as error:
-        raise InputError(f"--config {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise InputError(f"not valid YAML: {getattr(error, 'problem', None) or error}", where=where) from None
-    if data is None:
-        return {}
-    if not isinstance(data, dict):
-        raise InputError(f"{path} holds {_kind(data)}, expected options as `key: value`", remedy="see examples/run.yaml")
-    values = {}
-    for key, value in data.items():
-        name = str(key).replace("-", "_")
-        if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            remedy = f"did you mean '{_spelt(close[0])}'?" if close else f"known are {', '.join(map(_spelt, known))}"
-            raise InputError(f"unknown option '{key}' in {path}", remedy=remedy)
-        if value is not None:
-            values[name] = value
-    return values
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's booleans: `on` is a key of ours, and `no` may be a name. A key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key) for key, _ in node.value]
-        twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"'{twice}' is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-_EXPECTED = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "text", "list": "a list", "dict": "a mapping"}
-_ARGUMENTS = {"model": "MODEL", "file": "FILE"}
-
-
-def _explain(error: ValidationError, config: Path | None, from_file: set[str]) -> InputError:
-    """pydantic's first finding in our words: the key, what was expected, what was found."""
-    first = error.errors()[0]
-    key = str(first["loc"][0])
-    if first["type"] == "missing":
-        flag = _ARGUMENTS.get(key, f"--{_spelt(key)}")
-        return InputError(f"{flag} is missing", remedy="give it on the command line, or in a file with --config")
-    kind, limits = first["type"], first.get("ctx", {})
-    if kind == "literal_error":
-        expected = limits["expected"]
-    elif "greater_than_equal" in kind:
-        expected = f"at least {limits['ge']}"
-    else:
-        expected = _EXPECTED.get(kind.split("_")[0], first["msg"].lower())
-    part = "".join(f"[{p}]" for p in first["loc"][1:])
-    name = _spelt(key) if key in from_file else _ARGUMENTS.get(key, f"--{_spelt(key)}")
-    found = first["input"]
-    return InputError(f"{name}{part}: expected {expected}, found {_kind(found)}", where=str(config) if key in from_file else None)
-
-
-def _kind(value: Any) -> str:
-    kinds = {str: "the text", bool: "", int: "the number", float: "the number", dict: "the mapping", list: "the list"}
-    text = repr(value) if not isinstance(value, bool) else str(value).lower()
-    return f"{kinds.get(type(value), type(value).__name__)} {text}".strip()
-
-
-def _spelt(name: str) -> str:
-    return name.rstrip("_").replace("_", "-")
+    folder: Path
+    prompt: str | None = None
+    system: str | None = None
+    raw: bool = False
+    max_new_tokens: Positive = 128
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    top_k: Positive | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    seed: Annotated[int, Field(ge=0)] | None = None
+    on: Literal["simulator", "reference", "vulkan"] = "simulator"

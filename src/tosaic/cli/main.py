@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import sys
 import traceback
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from tosaic import __version__
+from tosaic.cli import llm
 from tosaic.cli import options as o
 from tosaic.errors import TosaicError
 
@@ -68,18 +68,13 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(context_settings={"help_option_names": ["--help", "-h"]})
+# --max_seq_length is --max-seq-length
+@app.callback(context_settings={"help_option_names": ["--help", "-h"], "token_normalize_func": lambda name: name.replace("_", "-")})
 def _main(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the whole stack when something fails.")] = False,
 ) -> None:
     """PyTorch models to quantized .vgf files, and proof of what they compute."""
-
-
-def _resolved(options: str, /, config: Path | None = None, **given: Any) -> Any:
-    from tosaic.cli import config as c
-
-    return c.resolve(getattr(c, options), given, config)
 
 
 @app.command()
@@ -107,7 +102,7 @@ def export(
     config: o.Config = None,
 ) -> None:
     """Quantize a trained model and write it as a .vgf file."""
-    options = _resolved("ExportOptions", **locals())
+    options = o.resolved("ExportOptions", **locals())
     from tosaic.cli import export as command
 
     command.export(options)
@@ -137,7 +132,7 @@ def qat(
     config: o.Config = None,
 ) -> None:
     """Train a model with its quantization, by a function of yours, and write it as a .vgf file."""
-    options = _resolved("QatOptions", **locals())
+    options = o.resolved("QatOptions", **locals())
     from tosaic.cli import export as command
 
     command.train(options)
@@ -158,7 +153,7 @@ def run_file(
     config: o.Config = None,
 ) -> None:
     """Run a file on the simulator, Arm's reference model, or Vulkan."""
-    options = _resolved("RunOptions", **locals())
+    options = o.resolved("RunOptions", **locals())
     from tosaic.cli import run as command
 
     command.run(options)
@@ -177,7 +172,7 @@ def verify(
     config: o.Config = None,
 ) -> None:
     """Run a file on every executor, and name the first operator that differs; random input, if none is given. Exit code 1 if any does."""
-    options = _resolved("VerifyOptions", **locals())
+    options = o.resolved("VerifyOptions", **locals())
     from tosaic.cli import verify as command
 
     if not command.verify(options):
@@ -198,7 +193,7 @@ def inspect(
     config: o.Config = None,
 ) -> None:
     """Print what is in a file: inputs and outputs with scales and bindings, operators, arithmetic, memory; or write it for others."""
-    options = _resolved("InspectOptions", **locals())
+    options = o.resolved("InspectOptions", **locals())
     from tosaic.cli import show as command
 
     command.inspect(options)
@@ -222,10 +217,13 @@ def demo(
     config: o.Config = None,
 ) -> None:
     """Train, quantize, write, run and compare a small upscaler on real images, offline."""
-    options = _resolved("DemoOptions", **locals())
+    options = o.resolved("DemoOptions", **locals())
     from tosaic.demo.main import run_demo
 
     run_demo(options.output, **options.model_dump(exclude={"output"}, exclude_none=True))
+
+
+app.add_typer(llm.app, name="llm")
 
 
 def run() -> None:

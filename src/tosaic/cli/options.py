@@ -1,11 +1,23 @@
-"""The flags of all commands. Each defaults to None (not given); the defaults that the help shows are those of `config.py`."""
+"""The flags of all commands; those of `tosaic llm` stand in `llm_options.py`.
+
+Each defaults to None (not given); the defaults that the help shows are those of `config.py`.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import Argument, Option
+
+
+def resolved(options: str, /, config: Path | None = None, **given: Any) -> Any:
+    """The options of a command, as a model of `config.py`; importing that takes longer than `--help` should."""
+    from tosaic.cli import config as c
+    from tosaic.cli.resolve import resolve
+
+    return resolve(getattr(c, options), given, config)
+
 
 Config = Annotated[
     Path | None, Option("--config", metavar="FILE.yaml", help="Take options from a YAML file; flags on the command line win.")
