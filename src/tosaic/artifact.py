@@ -184,16 +184,20 @@ class Artifact:
 
     def executor(self, on: str, device: str = "cpu") -> Run:
         """The graph made ready for one executor (`device`: that the simulator runs on); it is kept."""
+        self._refuse_shaders(on)
         key = on, device
-        if self.shaders and (on != "vulkan" or self._file() is None):
-            error = no_graph(self.shaders[0])
-            raise InputError(f"{self.path}: {error.what}", remedy=error.remedy if on != "vulkan" else "load it again, as it has changed")
         if key not in self._executors:
             self._executors[key] = prepare(on, self.graph, self._file() if on == "vulkan" else None, device)
         return self._executors[key]
 
+    def _refuse_shaders(self, on: str) -> None:
+        if self.shaders and (on != "vulkan" or self._file() is None):
+            error = no_graph(self.shaders[0])
+            raise InputError(f"{self.path}: {error.what}", remedy=error.remedy if on != "vulkan" else "load it again, as it has changed")
+
     def _runner(self, on: str, count: int, batch: int | None, timer: Timer | None, device: str) -> tuple[_RunSome, int]:
         """A function from the stored inputs of some samples to their outputs, and how many it takes at most."""
+        self._refuse_shaders(on)
         if on == "simulator" and count > 1 and timer is None and batch != 1:
             from tosaic.execute.batch import fitting  # late: torch
 
