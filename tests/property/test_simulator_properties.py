@@ -1,4 +1,4 @@
-"""The simulator equals the reference model on drawn operators and data, bit for bit.
+"""The simulator, with its own kernels and with those of other devices, equals the reference model on drawn operators and data, bit for bit.
 
 Only what the specification defines is drawn: sums that fit the accumulator, rescaled values inside of their shift.
 """
@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tosaic.errors import GraphError
 from tosaic.execute import exact_products, ops_conv
+from tosaic.execute.device_simulator import DeviceSimulator
 from tosaic.execute.simulator import evaluate
 from tosaic.tosa import ops
 from tosaic.tosa.graph import Builder, Value
@@ -64,7 +66,9 @@ def check(reference, op: ops.Op, inputs: list[tuple[DType, np.ndarray]], consts:
     if result.dtype is I48:
         shift = 14 + max(0, int(np.abs(evaluate(graph, arrays)[0]).max()).bit_length() - 31)
         build.finish([build.emit(ops.Rescale(I32, (1 << 14,), (shift,)), result)])
-    np.testing.assert_array_equal(evaluate(graph, arrays)[0], reference(graph, arrays)[0])
+    want = reference(graph, arrays)[0]
+    for found in (evaluate(graph, arrays), DeviceSimulator(graph, torch.device("cpu")).run(arrays)):
+        np.testing.assert_array_equal(found[0], want)
 
 
 @drawn
