@@ -24,6 +24,7 @@ COMMANDS = {
     main.demo: config.DemoOptions,
     llm.export: config.LlmExportOptions,
     llm.generate: config.LlmGenerateOptions,
+    llm.perplexity: config.LlmPerplexityOptions,
 }
 
 

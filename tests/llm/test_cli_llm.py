@@ -77,6 +77,11 @@ EARLY: dict[str, tuple[str, list[str]]] = {
     "a file for a folder": ("export --checkpoint {c} -o {t}", ["--output-dir ", "is a file, expected a folder"]),
     "a folder in a file": ("export --checkpoint {c} -o {t}/out", ["cannot write ", " is a file"]),
     "nothing exported": ("generate {o}/x --prompt a", ["no exported language model: ", "give the --output-dir of tosaic llm export"]),
+    "nothing to score": ("perplexity {c} --text {t}", ["no exported language model: ", "has no llm.json"]),
+    "params alone": ("perplexity {e} --text {t} --params {t}", ["--params without --checkpoint"]),
+    "no such float model": ("perplexity {e} --text {t} --checkpoint {o}/x", ["no such checkpoint: "]),
+    "no text to score": ("perplexity {e}", ["--text is missing"]),
+    "a text that is not there": ("perplexity {e} --text {o}/x", ["--text: ", "No such file"]),
     "a cold temperature": ("generate {e} --prompt a --temperature -1", ["--temperature: expected at least 0"]),
     "a share of more than all": ("generate {e} --prompt a --top-p 1.5", ["--top-p: expected at most 1"]),
     "a share of nothing": ("generate {e} --prompt a --top-p 0", ["--top-p: expected more than 0"]),
@@ -191,6 +196,38 @@ def test_a_prompt_longer_than_the_caches(folder: Path) -> None:
     result = cli("generate", folder, "--prompt", "x" * 64, "--raw")
     assert result.exit_code == 2 and result.stdout == ""
     assert "sequence longer than the cache: 65 tokens, and there are 64 positions" in result.stderr
+
+
+def test_perplexity(folder: Path, place: Path, tmp_path: Path) -> None:
+    command = ("perplexity", folder, "--text", place / "t", "--chunk", 32, "--limit", 100)
+    result = cli(*command)
+    assert result.exit_code == 0, result.stderr
+    assert (
+        "93 tokens predicted, in chunks of 32" in result.stdout and "artifacts" in result.stdout
+    )  # 3 chunks, the first token of each given
+    scores = json.loads(cli(*command, "--json").stdout)["scores"]
+    assert list(scores) == ["float", "artifacts"] and scores["artifacts"]["tokens"] == 93
+    assert abs(scores["artifacts"]["change"]) < 0.05 and 0 < scores["artifacts"]["kl"] < 0.01 and scores["artifacts"]["top1"] > 0.9
+    assert f"{scores['artifacts']['perplexity']:.3f}" in result.stdout
+    tiny.save_hugging_face("llama-tied", tmp_path)
+    other = json.loads(cli(*command, "--json", "--checkpoint", tmp_path).stdout)["scores"]
+    assert other["artifacts"]["perplexity"] == scores["artifacts"]["perplexity"] and other["artifacts"]["kl"] > 0.1
+    assert other["float"]["perplexity"] != scores["float"]["perplexity"]
+
+
+@pytest.mark.parametrize(
+    ("further", "message"),
+    [
+        (["--chunk", "128"], "chunks of 128 tokens are longer than the cache: it has 64 positions"),
+        (["--chunk", "1"], "--chunk: expected at least 2"),
+        (["--text", "{short}"], "the text has 7 tokens; a chunk takes 31"),
+    ],
+)
+def test_texts_that_cannot_be_scored(further: list[str], message: str, folder: Path, place: Path, tmp_path: Path) -> None:
+    (tmp_path / "short").write_text("the cat")
+    words = [word.format(short=tmp_path / "short") for word in further]
+    result = cli("perplexity", folder, "--text", place / "t", "--chunk", 32, *words)
+    assert result.exit_code == 2 and result.stdout == "" and message in result.stderr, result.stderr
 
 
 def test_a_float_model_needs_no_tokenizer(tmp_path: Path) -> None:

@@ -232,3 +232,16 @@ class LlmGenerateOptions(Options):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     seed: Annotated[int, Field(ge=0)] | None = None
     on: Literal["simulator", "reference", "vulkan"] = "simulator"
+
+
+class LlmPerplexityOptions(Options):
+    """Options of `tosaic llm perplexity`."""
+
+    folder: Path
+    text: Path
+    checkpoint: Path | None = None
+    params: Path | None = None
+    limit: Positive | None = None
+    chunk: Annotated[int, Field(ge=2)] = 512
+    on: Literal["simulator", "reference", "vulkan"] = "simulator"
+    json_: bool = Field(default=False, alias="json")

@@ -69,3 +69,22 @@ def generate(
     from tosaic.cli import llm_commands as command
 
     command.generate(options)
+
+
+@app.command(cls=_Plain)
+def perplexity(
+    folder: l.FolderArg = None,
+    text: l.Text = None,
+    checkpoint: l.Against = None,
+    params: l.Params = None,
+    limit: l.Limit = None,
+    chunk: l.Chunk = None,
+    on: o.On = None,
+    json: l.AsJson = None,
+    config: o.Config = None,
+) -> None:
+    """Score a text with the artifacts, and with the float model beside them."""
+    options = o.resolved("LlmPerplexityOptions", **locals())
+    from tosaic.cli import llm_commands as command
+
+    command.perplexity(options)

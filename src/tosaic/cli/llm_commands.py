@@ -1,14 +1,16 @@
-"""`tosaic llm export` and `generate`: checks first, then the library, then what it found."""
+"""`tosaic llm export`, `generate` and `perplexity`: checks first, then the library, then what it found."""
 
 from __future__ import annotations
 
+import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from tosaic.cli.config import LlmExportOptions, LlmGenerateOptions
+from tosaic.cli.config import LlmExportOptions, LlmGenerateOptions, LlmPerplexityOptions
 from tosaic.cli.console import Steps, plural, size, steps, table
 from tosaic.emit.files import check_writable
 from tosaic.errors import EmitError, InputError
@@ -17,6 +19,7 @@ from tosaic.llm.settings import Settings
 
 if TYPE_CHECKING:
     from tosaic.llm.export import Exported
+    from tosaic.llm.score import Score
     from tosaic.llm.tokenizer import Tokenizer
 
 
@@ -171,3 +174,48 @@ def _prompt(options: LlmGenerateOptions) -> str:
         return sys.stdin.read().rstrip("\n")
     except UnicodeDecodeError:
         raise InputError("standard input is not UTF-8 text") from None
+
+
+def perplexity(options: LlmPerplexityOptions) -> None:
+    """Score the artifacts on a text, the float model beside them, and print the scores."""
+    manifest_path(options.folder)
+    text = read_text("--text", options.text)
+    if options.checkpoint is not None and not options.checkpoint.exists():
+        raise InputError(f"no such checkpoint: {options.checkpoint}")
+    if options.params is not None and options.checkpoint is None:
+        raise InputError("--params without --checkpoint", remedy="give both, or neither")
+    with steps() as at:
+        at.begin("importing torch")
+        from tosaic.llm.checkpoint import open_checkpoint
+        from tosaic.llm.score import perplexity as run
+
+        at.begin("loading")
+        checkpoint = None if options.checkpoint is None else open_checkpoint(options.checkpoint, options.params)
+        at.begin("scoring")
+        scores = run(
+            options.folder,
+            text,
+            checkpoint=checkpoint,
+            chunk=options.chunk,
+            limit=None if options.limit is None else max(1, options.limit // options.chunk),
+            on=options.on,
+            progress=lambda what, done, total: at.at(done, what, total),
+        )
+    if options.json_:
+        facts = {"text": str(options.text), "chunk": options.chunk, "scores": {name: asdict(score) for name, score in scores.items()}}
+        typer.echo(json.dumps(facts, indent=1))
+        return
+    typer.echo(f"{options.text}  {plural(next(iter(scores.values())).tokens, 'token')} predicted, in chunks of {options.chunk}")
+    table(
+        [
+            ("", "perplexity", "to float", "KL divergence", "same top token", "seconds"),
+            *(_row(name, score) for name, score in scores.items()),
+        ]
+    )
+
+
+def _row(name: str, score: Score) -> tuple[str, ...]:
+    apart = ("", "", "")
+    if score.change is not None and score.change_error is not None:
+        apart = (f"{score.change:+.2%} ± {score.change_error:.2%}", f"{score.kl:.4f}", f"{score.top1:.1%}")
+    return name, f"{score.perplexity:.3f} ± {score.standard_error:.3f}", *apart, f"{score.seconds:.1f}"

@@ -95,7 +95,7 @@ CalibrationLimit = Annotated[
     int | None, Option("--calibration-limit", metavar="N", show_default="8", help="Calibrate on so many samples of the text at most.")
 ]
 CalibrationSeqLength = Annotated[
-    int | None, Option("--calibration-seq-length", metavar="N", help="Tokens of a sample: 256, or --max-seq-length where that is less.")
+    int | None, Option("--calibration-seq-length", metavar="N", help="Tokens of a sample, in whole chunks of prefill: 256, or what fits.")
 ]
 
 # What was exported
@@ -116,3 +116,17 @@ TopP = Annotated[
     Option("--top-p", metavar="P", show_default="1.0", help="Draw from the likeliest tokens that have probability P together."),
 ]
 Seed = Annotated[int | None, Option("--seed", metavar="N", help="The same seed draws the same text; without one it is another each time.")]
+Text = Annotated[Path | None, Option("--text", metavar="FILE", help="Plain text (UTF-8) to score.")]
+Against = Annotated[
+    Path | None,
+    Option(
+        "--checkpoint",
+        metavar="DIR|FILE",
+        help="The float model to compare with; without it the one that was exported, if it is still there.",
+    ),
+]
+Limit = Annotated[int | None, Option("--limit", metavar="TOKENS", help="Score so many tokens at most, in whole chunks.")]
+Chunk = Annotated[
+    int | None, Option("--chunk", metavar="N", show_default="512", help="Tokens that are scored together, each with all before it in view.")
+]
+AsJson = Annotated[bool | None, Option("--json", show_default=False, help="Print everything as JSON.")]
