@@ -209,6 +209,8 @@ def test_perplexity(folder: Path, place: Path, tmp_path: Path) -> None:
     assert list(scores) == ["float", "artifacts"] and scores["artifacts"]["tokens"] == 93
     assert abs(scores["artifacts"]["change"]) < 0.05 and 0 < scores["artifacts"]["kl"] < 0.01 and scores["artifacts"]["top1"] > 0.9
     assert f"{scores['artifacts']['perplexity']:.3f}" in result.stdout
+    single = cli("perplexity", folder, "--text", place / "t", "--chunk", 2, "--limit", 2, "--json").stdout
+    assert json.loads(single)["scores"]["artifacts"]["standard_error"] is None
     tiny.save_hugging_face("llama-tied", tmp_path)
     other = json.loads(cli(*command, "--json", "--checkpoint", tmp_path).stdout)["scores"]
     assert other["artifacts"]["perplexity"] == scores["artifacts"]["perplexity"] and other["artifacts"]["kl"] > 0.1
@@ -290,7 +292,11 @@ LATE: dict[str, tuple[Callable[[Path], object], str, list[str]]] = {
     "an empty text": (lambda folder: (folder.parent / "t").write_text(""), "", ["the calibration text has 0 tokens"]),
     "long sequences": (lambda folder: None, "--max-seq-length 128", ["sequences of 128 tokens are longer than the model's context, 64"]),
     "an override of nothing": (lambda folder: None, "--override layers.9.*=8a8w", ["override 'layers.9.*' names no layer"]),
-    "params of others": (lambda folder: (folder / "p.json").touch(), "--params {c}/p.json", ["has 0 .pth files, expected one"]),
+    "params of others": (
+        lambda folder: (folder / "p.json").touch(),
+        "--params {c}/p.json",
+        ["has 0 .pth files, expected one", "do without"],
+    ),
 }
 
 

@@ -202,7 +202,9 @@ def perplexity(options: LlmPerplexityOptions) -> None:
             progress=lambda what, done, total: at.at(done, what, total),
         )
     if options.json_:
-        facts = {"text": str(options.text), "chunk": options.chunk, "scores": {name: asdict(score) for name, score in scores.items()}}
+        # JSON has no NaN, which the error of a single token is
+        known = {name: {k: None if v != v else v for k, v in asdict(score).items()} for name, score in scores.items()}
+        facts = {"text": str(options.text), "chunk": options.chunk, "scores": known}
         typer.echo(json.dumps(facts, indent=1))
         return
     typer.echo(f"{options.text}  {plural(next(iter(scores.values())).tokens, 'token')} predicted, in chunks of {options.chunk}")

@@ -42,7 +42,10 @@ class MetaCheckpoint(Checkpoint):
         self._params = params or folder / "params.json"
         files = sorted(path.glob("*.pth")) if path.is_dir() else [path]
         if len(files) != 1:
-            raise InputError(f"{path} has {len(files)} .pth files, expected one", remedy="merge shards of model parallelism first")
+            remedy = (
+                "merge shards of model parallelism first" if files else "params.json goes with Meta's .pth; other checkpoints do without"
+            )
+            raise InputError(f"{path} has {len(files)} .pth files, expected one", remedy=remedy)
         try:
             self._state: dict[str, Tensor] = torch.load(files[0], weights_only=True, mmap=True, map_location="cpu")
         except Exception as error:  # a damaged pickle ends in any of many
