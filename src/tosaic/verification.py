@@ -117,11 +117,11 @@ def verify(
         ExecuteError: the simulator failed.
     """
     progress = progress or (lambda what, done, total: None)
+    started = time.perf_counter()
     run = artifact.executor("simulator", device)  # which refuses sizes that no input could have
     kind, given = ("random", random_inputs(artifact)) if inputs is None else ("given", inputs)
     samples = list(artifact.samples(given))
     results: list[list[np.ndarray]] = []
-    started = time.perf_counter()
     for i, sample in enumerate(samples):
         progress("running on the simulator", i, len(samples))
         results.append(run(sample))
