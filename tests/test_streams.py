@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from conftest import Run
 from networks import sqnr
 from torch import Tensor, nn
 
@@ -109,3 +110,30 @@ def test_tables_with_outliers_are_int16(outlier: float, dtype: DType) -> None:
     artifact, _ = compiled(Words(outlier), [(torch.randint(0, 600, (1, 12)),) for _ in range(4)])
     tables = {n.inputs[0].dtype for n in artifact.graph.nodes if isinstance(n.op, ops.Gather) and n.inputs[0].shape == (1, 600, 32)}
     assert tables == {dtype}
+
+
+class ZeroGate(nn.Module):
+    """Branches that training begins with at zero, beside values whose range is far below 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm, self.gate = nn.Linear(8, 8), nn.LayerNorm(8), nn.Parameter(torch.zeros(8))
+
+    def forward(self, x: Tensor, off: Tensor) -> Tensor:
+        return self.norm(x + self.gate * self.layer(x)) + torch.tanh(x * x) * x + torch.relu(off)
+
+
+@pytest.mark.parametrize(("scheme", "least"), [("8a8w", 30.0), ("16a8w", 70.0)])
+def test_what_was_always_zero_costs_no_bits(scheme: str, least: float, reference: Run) -> None:
+    torch.manual_seed(0)
+    model, samples = ZeroGate(), [(torch.randn(4, 8) * 1e-3, torch.zeros(4, 8)) for _ in range(6)]
+    artifact, _ = compiled(model, samples, scheme)
+    with torch.no_grad():
+        expected = model(*samples[0]).numpy()
+    arrays = [
+        artifact._stored(x.numpy(), port, v, True)
+        for x, port, v in zip(samples[0], artifact.passport.inputs, artifact.graph.inputs, strict=True)
+    ]
+    results = artifact.run(arrays, float_io=False)
+    assert np.array_equal(results[0], reference(artifact.graph, arrays)[0])
+    assert sqnr(expected, artifact.run(list(samples[0]), float_io=True)[0]) > least

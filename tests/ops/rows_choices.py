@@ -225,6 +225,8 @@ REDUCTIONS = (
     integers("cumsum_integers", aten.cumsum.default, lambda a: a.cumsum(-1), (4, 5)),
     bools("cumsum_bools", aten.cumsum.default, lambda a: a.cumsum(-1), (4, 9), precisions=INTEGER),
     function("cumprod", aten.cumprod.default, lambda a: a.cumprod(1), (2, 6, 3), span=(0.2, 1.6)),
+    function("cumprod_long", aten.cumprod.default, lambda a: a.cumprod(1), (2, 40), span=(0.6, 1.2), precisions=("fp32",)),
+    function("cumprod_in_steps", aten.mul.Tensor, lambda a: a.cumprod(1), (2, 40), span=(0.6, 1.2), precisions=INTEGER),
     integers("cumprod_integers", aten.cumprod.default, lambda a: a.cumprod(-1), (4, 5), span=(-3.0, 3.0)),
 )
 

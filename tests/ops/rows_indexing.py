@@ -177,6 +177,8 @@ ORDER = exact(
     function("topk_smallest", TOPK, lambda a: a.topk(2, 1, largest=False)[0], (2, 6, 3, 4)),
     function("topk_half", TOPK, lambda a: a.topk(20)[0], (5, 40)),
     function("topk_long", TOPK, lambda a: a.topk(7)[0], (2, 4000)),
+    function("topk_of_softmax", aten.sum.dim_IntList, lambda a: a.softmax(-1).topk(2)[0].sum(-1), (6, 9), equal_at_16=0.3),
+    function("topk_places", GATHER, lambda a, b: b.gather(1, spread(a).topk(3)[1] % 4), (5, 9), (5, 4), precisions=("8a8w", "16a8w")),
     layer("topk_of_linear", TOPK, lambda: nn.Sequential(nn.Linear(8, 12), Largest(3)), (6, 8)),
     function("kthvalue", SORT, lambda a: a.kthvalue(3, 1)[0], (5, 9)),
     function("median", SORT, lambda a: a.median(1)[0], (6, 8)),

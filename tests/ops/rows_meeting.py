@@ -77,6 +77,8 @@ EXTREMES = (
     ),
     function("logcumsumexp", aten.logsumexp.default, lambda a: a.logcumsumexp(1), (3, 9)),
     function("quantile", aten.sort.default, lambda a: torch.quantile(a, 0.3, 1), (3, 9)),
+    function("nanquantile", aten.sort.default, lambda a: torch.nanquantile(a, 0.3, 1), (3, 9), precisions=INTEGER),
+    function("nanquantile_at_an_element", aten.sort.default, lambda a: torch.nanquantile(a, 0.5, 1), (3, 9), precisions=INTEGER),
     function("quantile_nearest", aten.sort.default, lambda a: torch.quantile(a, 0.4, interpolation="nearest"), (3, 4)),
 )
 

@@ -91,6 +91,7 @@ FOURIER = (
     function("irfft", LINEAR, lambda a: torch.fft.irfft(torch.view_as_complex(a)), (3, 7, 2), **MATRIX),
     function("irfft_odd", LINEAR, lambda a: torch.fft.irfft(torch.view_as_complex(a), n=11), (3, 6, 2), **MATRIX),
     function("rfft_filter", LINEAR, filtered, (3, 16), **TWICE),
+    function("polar", torch.ops.aten.cos.default, lambda a, b: torch.view_as_real(torch.polar(a, b)), (3, 16), (3, 16)),
     function("rfft_magnitude", LINEAR, lambda a: torch.fft.rfft(a).abs(), (3, 16), **TWICE | {"lsb_at_16": 2, "equal_at_16": 0.6}),
     layer("stft", LINEAR, lambda: Spectrum(False), (2, 64), **MATRIX),
     layer("stft_power", LINEAR, lambda: Spectrum(True), (2, 64), **TWICE),

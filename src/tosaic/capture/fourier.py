@@ -3,6 +3,7 @@
     _fft_r2c(x)        ->  linear(x, [cos; -sin]), split in two        one axis after the other, the real one first
     _fft_c2c(a + bi)   ->  linear(cat(a, b), [[cos, sin], [-sin, cos]]), split in two
     _fft_c2r(a + bi)   ->  linear(cat(a, b), [cos, -sin])
+    polar(r, t)        ->  r cos(t), r sin(t)
     abs(a + bi)        ->  sqrt(a a + b b); without the root where it is squared next
     view_as_real       ->  a stack of the parts, or the one that is selected next
 
@@ -75,6 +76,7 @@ class _Rewriter:
             aten.view_as_real.default: self._as_real,
             aten.view_as_complex.default: lambda x: (self.call(aten.select.int, x, -1, 0), self.call(aten.select.int, x, -1, 1)),
             aten.complex.default: lambda a, b: (a, b),
+            aten.polar.default: self._polar,
             aten.abs.default: self._abs,
             aten._conj.default: self._conj,
             aten.conj_physical.default: self._conj,
@@ -112,6 +114,10 @@ class _Rewriter:
         node = self.module.graph.get_attr(name)
         node.meta["val"] = like.meta["val"].fake_mode.from_tensor(tensor)
         return node
+
+    def _polar(self, size: Node, angle: Node) -> Parts:
+        cos, sin = (self.call(f, angle) for f in (aten.cos.default, aten.sin.default))
+        return self.call(aten.mul.Tensor, size, cos), self.call(aten.mul.Tensor, size, sin)
 
     # Transforms
 

@@ -26,6 +26,7 @@ CALIBRATED = 2.0**23  # what the calibrated maximum of an int32 value is stored 
 _STORED_BITS = 29  # of one that is stored coarser than that
 _USED_BITS = 26  # of a calibrated int32 value that a product or a long sum reads: beyond 8 times its range it saturates
 _LARGE_FACTOR = 2.0**6  # a calibrated int32 value stays within RESCALE's reach up to here
+_LARGE_FACTOR_OF_16 = 2.0**13  # any int8 or int16 value stays within it up to here
 _LARGEST_FACTOR = 2.0**28  # of RESCALE
 
 
@@ -80,10 +81,14 @@ class Context:
             value.bound = Bound(max(low, known.low), min(high, known.high), why)
         return value
 
-    def whole_bits(self, value: Value) -> int | None:
-        """b < 30 with |stored| < 2^b for every input, by the operators that made `value`."""
+    def interval(self, value: Value) -> tuple[int, int]:
+        """What an integer value holds for any input, by the operators that made it."""
         self._ranges = self._ranges or Ranges(self.builder.graph)
-        low, high = self._ranges.of(value).ends
+        return self._ranges.of(value).ends
+
+    def whole_bits(self, value: Value) -> int | None:
+        """b < 30 with |stored| < 2^b for any input."""
+        low, high = self.interval(value)
         bits = max(-low, high).bit_length()
         return bits if bits < 30 else None
 
@@ -223,6 +228,10 @@ class Context:
         factors = np.atleast_1d(x.quant.scales / target.scales)
         if x.bits is None and x.quant.dtype is DType.INT32 and factors.max() > _LARGE_FACTOR:
             x = replace(x, bits=30)
+        assert x.quant is not None and x.value is not None
+        if x.quant.dtype in (DType.INT8, DType.INT16) and factors.max() > _LARGE_FACTOR_OF_16 and x.quant != target:
+            own = Quant(float(x.quant.scale), 0, DType.INT32)  # type: ignore[arg-type]
+            x = _restored(x, self.rescale(x.value, x.quant, own), own, _MAGNITUDE_BITS[x.quant.dtype] + 1)
         assert x.quant is not None and x.value is not None
         if x.bits is None or x.quant == target or x.quant.dtype in (DType.INT8, DType.INT16):
             return x

@@ -158,7 +158,11 @@ def _modulo(ctx: Context, a: Operand, b: Operand) -> Value:
         return ctx.emit(ops.BitwiseAnd(), a.value, ctx.i32((1 << exponent) - 1, len(a.shape)))  # type: ignore[arg-type]
     rest = _remainder(ctx, a, b)
     moved = ctx.emit(ops.Add(), rest, b.value)  # type: ignore[arg-type]
-    return ctx.emit(ops.Select(), _crosses(ctx, rest, b), moved, rest)
+    found = ctx.emit(ops.Select(), _crosses(ctx, rest, b), moved, rest)
+    divisors = b.value.data  # type: ignore[union-attr]
+    if divisors is None or divisors.min() < 1:
+        return found
+    return ctx.bounded(found, 0, int(divisors.max()) - 1, "a remainder of positive divisors")
 
 
 def _floor(ctx: Context, a: Operand, b: Operand) -> Value:

@@ -155,7 +155,7 @@ def _picked_keys(ctx: Context, rows: Rows, k: int) -> tuple[Value, Value]:
     keys = concatenated(ctx, least, 1)
     elements = ctx.emit(ops.ArithmeticRightShift(), keys, ctx.i32(rows.bits, 2))
     elements = ctx.emit(ops.Negate(), elements) if rows.negated else elements
-    return elements, ctx.emit(ops.BitwiseAnd(), keys, ctx.i32((1 << rows.bits) - 1, 2))
+    return _of_row(ctx, rows, elements), ctx.emit(ops.BitwiseAnd(), keys, ctx.i32((1 << rows.bits) - 1, 2))
 
 
 def _picked(ctx: Context, rows: Rows, k: int) -> tuple[Value, Value]:
@@ -173,7 +173,12 @@ def _picked(ctx: Context, rows: Rows, k: int) -> tuple[Value, Value]:
             key = ctx.emit(ops.Select(), ctx.emit(ops.Equal(), places, positions[-1]), far, key)
     found, at = concatenated(ctx, elements, 1), concatenated(ctx, positions, 1)
     found = ctx.emit(ops.Negate(), found) if rows.negated else found
-    return found, at
+    return _of_row(ctx, rows, found), at
+
+
+def _of_row(ctx: Context, rows: Rows, found: Value) -> Value:
+    """Of what makes place for the next, none is found: there are no more picks than elements."""
+    return ctx.bounded(found, *ctx.interval(rows.value), "an element of the row") if found.dtype.is_integer else found
 
 
 def _number(ctx: Context, like: Value, number: float) -> Value:

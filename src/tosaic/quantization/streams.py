@@ -83,7 +83,8 @@ def _share(members: list[Observer], only_summed: set[Observer], room: float) -> 
         near: list[tuple[float, Observer]] = []
         far: list[tuple[float, Observer]] = []
         for reach, member in left:
-            within = reach * (_MOST_IN_SUMS if member in only_summed else _MOST) >= largest
+            # what was always zero says nothing about its range
+            within = not reach or reach * (_MOST_IN_SUMS if member in only_summed else _MOST) >= largest
             (near if within else far).append((reach, member))
         for _, member in near if len(near) > 1 else ():
             member.low, member.high = torch.tensor(-largest * room), torch.tensor(largest * room)
