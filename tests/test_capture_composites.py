@@ -147,3 +147,31 @@ def test_weights_that_are_returned_stay_normalised() -> None:
 
     found, _ = operators(Returned(), torch.randn(2, 5, 7), torch.randn(2, 7, 3))
     assert exp_below_max not in found
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda x: 1 - torch.exp(-x), lambda x: torch.exp(x) - 1.0, lambda x: x.exp() + -1],
+)
+def test_exponential_less_one(function: Callable[[Tensor], Tensor]) -> None:
+    class Spelled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return function(x)
+
+    x = torch.randn(3, 8) * 1e-3
+    found, module = operators(Spelled(), x)
+    assert aten.expm1.default in found
+    assert aten.exp.default not in found
+    torch.testing.assert_close(module(x), function(x.double()).float())
+
+
+def test_other_differences_of_exponentials_stay() -> None:
+    class Others(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            e = torch.exp(x * 2)
+            return 2 - torch.exp(x), torch.exp(x) + 1, e - 1, e
+
+    x = torch.randn(3, 8)
+    found, module = operators(Others(), x)
+    assert aten.expm1.default not in found
+    torch.testing.assert_close(module(x), Others()(x))

@@ -6,6 +6,7 @@
     0.5 * x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3)))          -> gelu(x, "tanh")
     x * sigmoid(x)                                                     -> silu(x)
     x * sigmoid(c * x)                                                 -> silu(c * x) / c
+    exp(x) - 1, 1 - exp(x)                                             -> expm1(x), -expm1(x): near 0 the difference has few bits
 
 A product is compared as the set of its factors, so that order and grouping do not matter; a quotient by sqrt(v) counts as a
 factor rsqrt(v). The mean must be over the last axis. What is in between and read by something else stays, beside the composite.
@@ -42,6 +43,8 @@ def assemble_composites(module: GraphModule) -> None:
         if node.op == "get_attr" or (node.op == "call_function" and node.all_input_nodes and constant.issuperset(node.all_input_nodes)):
             constant.add(node)
     for node in reversed(module.graph.nodes):
+        if _is(node, *_SUB, aten.sub.Scalar, aten.rsub.Scalar, *_ADD) and node not in constant:
+            _expm1(module, node)
         if not _is(node, *_MUL, *_DIV) or not node.users or not isinstance(node.meta.get("val"), torch.Tensor):
             continue
         if node in constant or not node.meta["val"].is_floating_point():
@@ -189,6 +192,19 @@ def _gate(module: GraphModule, node: Node, product: _Product) -> bool:
             _replace(module, node, aten.gelu.default, (x,), {"approximate": "tanh"})
             return True
     return False
+
+
+def _expm1(module: GraphModule, node: Node) -> None:
+    exp, one = node.args[:2]
+    if not _is(exp, aten.exp.default) or len(exp.users) > 1 or len(node.args) > 2 or node.kwargs:
+        return
+    if _is(node, aten.rsub.Scalar) and one == 1:
+        with module.graph.inserting_before(node):
+            result = _like(module.graph, node, aten.expm1.default, (exp.args[0],))
+            result = _like(module.graph, node, aten.neg.default, (result,))
+        node.replace_all_uses_with(result)
+    elif one == (-1 if _is(node, *_ADD) else 1) and not _is(node, aten.rsub.Scalar):
+        _replace(module, node, aten.expm1.default, (exp.args[0],))
 
 
 def _silu(module: GraphModule, node: Node, x: Node, c: float, number: float) -> None:
