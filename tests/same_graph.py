@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tosaic.emit.constants import digest
 from tosaic.execute.simulator import Simulator
 from tosaic.tosa import ops
+from tosaic.tosa.content import digest
 from tosaic.tosa.graph import Graph, Node, Value
 from tosaic.tosa.types import DType, TensorType
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable
 
-import numpy as np
-
 from tosaic.emit.layout import Constant
-from tosaic.tosa.container import pieces
+from tosaic.tosa.content import digest
 from tosaic.tosa.types import TensorType
 
 _CHEAP = 1 << 20  # bytes that are hashed without asking whether there is another constant of the type
@@ -35,11 +32,3 @@ class Pool:
             self._numbers[key] = len(self.constants)
             self.constants.append(constant)
         return self._numbers[key]
-
-
-def digest(data: np.ndarray) -> bytes:
-    """SHA-256 of an array's bytes, which are not copied."""
-    state = hashlib.sha256()
-    for piece in pieces(data):
-        state.update(piece)
-    return state.digest()

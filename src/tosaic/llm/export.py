@@ -29,6 +29,7 @@ from tosaic.errors import InputError
 from tosaic.llm.checkpoint import Checkpoint
 from tosaic.llm.decoder import Layer
 from tosaic.llm.manifest import CacheRecord, Manifest, ProgramRecord, write_manifest
+from tosaic.llm.memory import release
 from tosaic.llm.parts import PROGRAMS, Choice, Compiled, Part, Shapes, compile_part, end_part, layer_part, start_part
 from tosaic.llm.settings import Settings
 from tosaic.llm.smoothing import observed, smooth
@@ -82,6 +83,7 @@ def export(
     samples = _samples(settings, tokenizer, text, config.vocabulary)
     shapes = Shapes(settings.prefill_chunk, settings.max_seq_length, settings.full_logits)
     work = _Work(output / WORK, _identity(checkpoint, settings, samples), resume)
+    release()  # what opening the checkpoint and the tokenizer left behind
     watch = Stopwatch()
     total = config.layers + 3
     for number, name, make in _parts(checkpoint, shapes):
@@ -89,17 +91,12 @@ def export(
             progress(name, number, total)
         if work.has(name):
             continue
-        part, layer = make()
         stream = samples if number == 0 else work.stream(number)
-        if settings.mode is not None and settings.smoothing and layer is not None:
-            with observed(layer) as statistics:
-                for _ in _calibration(part, stream, None, shapes):
-                    pass
-            smooth(layer, statistics)
         next_stream = work.new_stream(number + 1, (*samples.shape, config.hidden)) if number <= config.layers else None
-        choice = _choice(settings, name, checkpoint)
-        compiled, _ = compile_part(part, choice, settings.spec, _calibration(part, stream, next_stream, shapes))
+        compiled = _compiled(*make(), _choice(settings, name, checkpoint), settings, shapes, stream, next_stream)
         work.keep(name, compiled, next_stream)
+        del compiled
+        release()
         watch.lap(name.split(".")[0])
     if progress is not None:
         progress("files", total - 1, total)
@@ -125,6 +122,18 @@ def _parts(checkpoint: Checkpoint, shapes: Shapes) -> Iterator[tuple[int, str, C
 
         yield index + 1, f"layers.{index}", make
     yield count + 1, "end", lambda: (end_part(checkpoint, shapes), None)
+
+
+def _compiled(
+    part: Part, layer: Layer | None, choice: Choice, settings: Settings, shapes: Shapes, stream: np.ndarray, found: np.ndarray | None
+) -> Compiled:
+    """A part, smoothed and compiled; `stream` goes in, and what comes out fills `found`."""
+    if settings.mode is not None and settings.smoothing and layer is not None:
+        with observed(layer) as statistics:
+            for _ in _calibration(part, stream, None, shapes):
+                pass
+        smooth(layer, statistics)
+    return compile_part(part, choice, settings.spec, _calibration(part, stream, found, shapes))[0]
 
 
 @torch.no_grad()

@@ -64,7 +64,7 @@ class GgufCheckpoint(Checkpoint):
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            reader = _Reader(path)
+            reader = _Reader(path, "c")  # as if it could be written to: torch takes no other arrays
         except _BROKEN as error:
             raise InputError(f"{path} is no usable GGUF file: {error or type(error).__name__}", remedy="it may be truncated") from None
         self.fields = Fields(path, reader.fields)
@@ -141,7 +141,7 @@ class GgufCheckpoint(Checkpoint):
 
     def _read(self, name: str) -> Tensor:
         tensor = self._tensor(name)
-        numbers = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy())
+        numbers = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type))
         if self._kind not in _INTERLEAVED or ("q_proj" not in name and "k_proj" not in name):
             return numbers
         return interleaved_to_halves(numbers, self.config.heads if "q_proj" in name else self.config.kv_heads)

@@ -16,6 +16,7 @@ from tosaic.assembly import Piece
 from tosaic.llm.architecture import DecoderConfig
 from tosaic.llm.checkpoint import Checkpoint
 from tosaic.llm.decoder import Layer, Start, Step
+from tosaic.llm.memory import release
 from tosaic.quantization.ptq import Quantized
 
 PROGRAMS = ("prefill", "decode")
@@ -149,13 +150,16 @@ def compile_part(part: Part, choice: Choice, spec: str, samples: Iterable[Any]) 
     reference = _quantized(part, part.calibrated, choice, spec, samples)
     prefill = reference if part.prefill is part.calibrated else _quantized(part, part.prefill, choice, spec, reference)
     decode = _quantized(part, part.decode, choice, spec, reference)
-    compiled = [compiler.compile(q, spec=spec, name=part.name) for q in (prefill, decode)]
+    compiled = []
+    for quantized in (prefill, decode):
+        compiled.append(compiler.compile(quantized, spec=spec, name=part.name))
+        release()
     return Compiled(part.name, part.inputs, part.outputs, *compiled), reference
 
 
 def _quantized(part: Part, variant: Variant, choice: Choice, spec: str, calibration: Any) -> Quantized:
     ports = {} if choice.scope == "linear" else dict.fromkeys(part.wide_ports(), "int32")
-    return compiler.quantize(
+    quantized = compiler.quantize(
         variant.module,
         variant.inputs,
         calibration,
@@ -166,3 +170,5 @@ def _quantized(part: Part, variant: Variant, choice: Choice, spec: str, calibrat
         ports=ports,
         spec=spec,
     )
+    release()
+    return quantized

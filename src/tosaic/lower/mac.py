@@ -88,7 +88,7 @@ def magnitude(x: Operand, weight: Value, channel_axes: Sequence[int], bias: Valu
         return int(terms * 255 * largest).bit_length()
     assert bias.data is not None
     summed = tuple(i for i in range(len(weight.shape)) if i not in channel_axes)
-    sums = np.abs(weight.data.astype(np.int64)).sum(summed) * largest + int(np.abs(bias.data).max(initial=0))
+    sums = np.abs(weight.data, dtype=np.int16).sum(summed, dtype=np.int64) * largest + int(np.abs(bias.data).max(initial=0))
     return int(sums.max()).bit_length()
 
 

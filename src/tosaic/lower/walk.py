@@ -374,7 +374,8 @@ def _constant(stored: torch.Tensor, args: tuple[Any, ...], per_channel: bool, in
     low, high = args[3:5] if per_channel else args[2:4]
     four_bits = int4 and DType.INT4.min <= low - shift and high - shift <= DType.INT4.max
     quant = Quant(scales, 0, DType.INT4 if four_bits else _DTYPES[stored.dtype])
-    return Operand(array=stored.numpy().astype(np.int64) - shift, quant=quant, axis=int(args[2]) if per_channel else None)
+    numbers = stored.numpy().astype(np.int64) - shift if shift else stored.numpy()  # a large table is not copied
+    return Operand(array=numbers, quant=quant, axis=int(args[2]) if per_channel else None)
 
 
 def _source(node: Node) -> Node:

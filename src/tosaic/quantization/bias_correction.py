@@ -39,18 +39,18 @@ class FloatMeans(Interpreter):
     """Runs a float module (observers may be in it) and keeps its first samples and what its layers gave for them.
 
     Attributes:
-        samples: the first `LIMIT` inputs.
+        samples: the first `limit` inputs.
     """
 
-    def __init__(self, module: GraphModule) -> None:
+    def __init__(self, module: GraphModule, limit: int = LIMIT) -> None:
         super().__init__(module)
         self.samples: list[Inputs] = []
         self._totals: dict[str, torch.Tensor] = {}
-        self._recording = True
+        self._limit, self._recording = limit, True
 
     def sample(self, inputs: Inputs) -> None:
         """Run one sample, its tensors flattened."""
-        self._recording = len(self.samples) < LIMIT
+        self._recording = len(self.samples) < self._limit
         if self._recording:
             self.samples.append(inputs)
         self.run(*inputs, enable_io_processing=False)

@@ -14,7 +14,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from tosaic.errors import InputError, QuantizeError
-from tosaic.quantization.bias_correction import FloatMeans, correct_biases
+from tosaic.quantization.bias_correction import LIMIT, FloatMeans, correct_biases
 from tosaic.quantization.observers import Observer
 from tosaic.quantization.per_token import mark_linears, set_units
 from tosaic.quantization.pt2e import convert, prepare
@@ -86,7 +86,7 @@ def quantize_captured(
         warnings.simplefilter("ignore")
         mark_linears(module, recipe)
         prepared = prepare(module, quantizer)
-        layers = FloatMeans(prepared)
+        layers = FloatMeans(prepared, LIMIT if recipe.bias_correction else 0)
         if isinstance(calibration, Quantized):
             record = calibration.calibration
             _take_over(prepared, calibration.ranges)

@@ -12,7 +12,6 @@ import mmap
 import os
 import stat
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,13 +20,13 @@ import numpy as np
 import vgfpy
 
 from tosaic.errors import InputError
+from tosaic.tosa.content import pieces
 from tosaic.tosa.tables import Buffer, Table
 from tosaic.tosa.types import DType
 
 _NO_SPARSITY = -1
 _CONSTANT_SECTION = 64  # where the header has the offset and the size of the constants
 _CONSTANTS_MARK = b"CONST00\0"
-_PIECE = 1 << 20
 _NONE = 0xFFFFFFFF  # for "there is none"
 _HEADER = 128
 _MAGICS = (b"VGF1", b"\xc3\xd2\xe1\xf0")  # the second in files before version 0.4
@@ -294,13 +293,6 @@ def write(container: Container, file: Sink) -> None:
         for piece in pieces(c.data):
             file.write(piece)
         file.write(bytes(-c.data.nbytes % 8))
-
-
-def pieces(data: np.ndarray) -> Iterator[memoryview]:
-    """The bytes of an array in order, a piece at a time; only what does not lie in a row is copied, a piece at a time."""
-    flat = data.reshape(-1).view(np.uint8) if data.flags.c_contiguous else data.flat
-    for start in range(0, flat.size if isinstance(flat, np.ndarray) else len(flat), _PIECE):
-        yield flat[start : start + _PIECE].view(np.uint8).data
 
 
 def _tables(container: Container) -> bytes:

@@ -6,7 +6,6 @@ multipliers, shifts) are attributes of the operator instead; `emit` turns them i
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tosaic.errors import GraphError, SpecError
+from tosaic.tosa.content import digest
 from tosaic.tosa.ops import Op
 from tosaic.tosa.spec import Spec
 from tosaic.tosa.types import DType, TensorType
@@ -252,7 +252,7 @@ class Builder:
         if dtype.is_integer and given.size and (given.min() < dtype.min or given.max() > dtype.max):
             raise GraphError(f"constant does not fit {dtype.value}: {given.min()}..{given.max()}")
         array = np.ascontiguousarray(given.astype(dtype.numpy)).reshape(np.shape(data))
-        key = (dtype, array.shape, hashlib.sha256(array.tobytes()).digest())
+        key = (dtype, array.shape, digest(array))
         if key not in self._consts:
             array.flags.writeable = False
             self._consts[key] = Value(self._names.unique(name or f"{self._prefix}_const"), TensorType(dtype, array.shape), array)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from tosaic.errors import GraphError
+from tosaic.tosa.content import digest
 from tosaic.tosa.graph import Graph, Node, Value
 
 
@@ -47,7 +47,7 @@ def link(name: str, parts: Sequence[Part], outputs: Sequence[str]) -> Graph:
             values[inner] = known[outer]
         for constant in part.graph.constants():
             assert constant.data is not None
-            key = constant.type, hashlib.sha256(constant.data.tobytes()).digest()
+            key = constant.type, digest(constant.data)
             values[constant] = constants.setdefault(key, replace(constant, name=part.prefix + constant.name))
         names = {v: part.outputs.get(v.name, v.name) for v in part.graph.outputs}
         for node in part.graph.nodes:
