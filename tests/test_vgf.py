@@ -338,6 +338,27 @@ def test_equal_constants_are_written_once(tmp_path: Path) -> None:
     assert computed(read_vgf(tmp_path / "main.vgf")) == computed(graph)
 
 
+def test_equal_bytes_are_stored_once_whatever_the_shape(tmp_path: Path) -> None:
+    """An embedding and the head that is tied to it; Arm's decoder and layers read them too."""
+    b, rng = Builder("main"), np.random.default_rng(0)
+    table = rng.integers(-100, 100, (64, 32), np.int8)
+    x, at = b.input("x", I8, (1, 1, 1, 32)), b.input("at", I32, (1, 4))
+    head = b.const(table.reshape(64, 1, 1, 32), I8)
+    product = b.emit(ops.Conv2d(stride=(1, 1), pad=(0, 0, 0, 0), dilation=(1, 1)), x, head, b.const(np.arange(64), I32))
+    graph = b.finish([product, b.emit(ops.Gather(), b.const(table[None], I8), at)])
+    path = tmp_path / "main.vgf"
+    write_vgf(graph, path)
+    data = path.read_bytes()
+    start, size = struct.unpack_from("<QQ", data, 64)
+    assert len(data) == start + size and size == 16 + 3 * 24 + 64 * 32 + 64 * 4
+    theirs = vgfpy.CreateConstantDecoder(data[start:], size)
+    assert [bytes(theirs.getConstant(i)) for i in (0, 2)] == [table.tobytes()] * 2
+    assert computed(read_vgf(path)) == computed(graph)
+    inputs = [rng.integers(-100, 100, (1, 1, 1, 32), np.int8), np.array([[3, 1, 63, 0]], np.int32)]
+    for found, expected in zip(Vulkan(path).run(inputs), Simulator(graph).run(inputs), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_large_constants_alone_of_their_type_are_not_confused(tmp_path: Path) -> None:
     b = Builder("main")
     a = b.input("a", I32, (1, 300_000))

@@ -12,6 +12,7 @@ import mmap
 import os
 import stat
 import struct
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +21,7 @@ import numpy as np
 import vgfpy
 
 from tosaic.errors import InputError
-from tosaic.tosa.content import pieces
+from tosaic.tosa.content import digest, pieces
 from tosaic.tosa.tables import Buffer, Table
 from tosaic.tosa.types import DType
 
@@ -272,6 +273,8 @@ def encode(container: Container) -> bytes:
 def write(container: Container, file: Sink) -> None:
     """Write the file front to back; the data of constants pass in pieces, and nothing holds them all.
 
+    Constants with equal bytes, of whatever shapes and types, have one payload: an embedding and the head that is tied to it.
+
     Arm's encoder would copy each constant, so it writes a file with one byte for each, and the section of the constants is
     written anew here, as its page `file_format` describes it.
 
@@ -283,16 +286,22 @@ def write(container: Container, file: Sink) -> None:
     count = len(container.constants)
     if small[start : start + 16] != _CONSTANTS_MARK + struct.pack("<Q", count) or start + size != len(small):
         raise ValueError("ai-ml-sdk-vgf-library writes constants in another form than CONST00")
-    records, end = bytearray(), 0
-    for c in container.constants:
-        records += struct.pack("<IiQQ", c.resource, c.sparsity, c.data.nbytes, end)
-        end += c.data.nbytes + -c.data.nbytes % 8
+    records, payloads, end = bytearray(), dict[tuple[int, bytes], tuple[int, np.ndarray]](), 0
+    sizes = Counter(c.data.nbytes for c in container.constants)
+    for number, c in enumerate(container.constants):
+        size = c.data.nbytes
+        # what has its size for itself need not be compared
+        key = size, digest(c.data) if sizes[size] > 1 else number.to_bytes(4)
+        if key not in payloads:
+            payloads[key] = end, c.data
+            end += size + -size % 8
+        records += struct.pack("<IiQQ", c.resource, c.sparsity, size, payloads[key][0])
     file.write(small[: _CONSTANT_SECTION + 8] + struct.pack("<Q", 16 + len(records) + end) + small[_CONSTANT_SECTION + 16 : start + 16])
     file.write(records)
-    for c in container.constants:
-        for piece in pieces(c.data):
+    for _, data in payloads.values():
+        for piece in pieces(data):
             file.write(piece)
-        file.write(bytes(-c.data.nbytes % 8))
+        file.write(bytes(-data.nbytes % 8))
 
 
 def _tables(container: Container) -> bytes:
