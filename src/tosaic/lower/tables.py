@@ -32,6 +32,7 @@ ENOUGH = 80.0  # dB; the target is 72, and the result is rounded once more
 _ENOUGH_FOR_8 = 62.0  # dB, of what is rounded to int8
 _SMALL_STEP = 0.05  # of an int8 result, between neighbouring entries
 _LINES = (12, 15)
+_COVERED = 1.25  # times the calibrated range: of what grows with its operand, farther entries cost bits of the others
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Function:
     @property
     def covered(self) -> float:
         """How many times the calibrated range a TABLE covers; of bounded functions more, as farther entries cost no bits of the others."""
-        return 2.0 if 1.0 < self.reach < math.inf else 1.25
+        return 2.0 if 1.0 < self.reach < math.inf else _COVERED
 
     def whole(self, x: np.ndarray) -> np.ndarray:
         """The function itself."""
@@ -172,7 +173,7 @@ def _to_int8(ctx: Context, x: Operand, function: Function) -> Operand | None:
     """The function itself for an int8 result, where 16 bits of the operand are enough for it: a TABLE, or a GATHER of the results."""
     assert ctx.want is not None
     edge, limit = typical(x), wanted_limit(ctx)
-    radius = 1.25 * edge if function.is_gate else min(1.25 * edge, function.reach)
+    radius = _COVERED * edge if function.is_gate else min(_COVERED * edge, function.reach)
     if ctx.spec.holds("int16"):
         curve = Curve.of(function.whole, radius, 2 * limit)
         if curve is None or curve.error(function.whole, False, min(edge, radius), limit).decibels < _ENOUGH_FOR_8:
