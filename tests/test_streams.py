@@ -137,3 +137,29 @@ def test_what_was_always_zero_costs_no_bits(scheme: str, least: float, reference
     results = artifact.run(arrays, float_io=False)
     assert np.array_equal(results[0], reference(artifact.graph, arrays)[0])
     assert sqnr(expected, artifact.run(list(samples[0]), float_io=True)[0]) > least
+
+
+class _Blocks(nn.Module):
+    """Two blocks on a residual stream that comes from outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(32, 32), nn.Linear(32, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x + self.first(nn.functional.rms_norm(x, (32,)))
+        return y + self.second(nn.functional.rms_norm(y, (32,)))
+
+
+def test_a_stream_from_outside_keeps_its_small_rows() -> None:
+    """A row of 24,000 among rows of 1: sums count in steps of the calibrated range, and not of the head-room above it."""
+    torch.manual_seed(0)
+    model, x = _Blocks().eval(), torch.randn(1, 8, 32)
+    x[0, 0, 3] = 24000.0
+    ports = {"x": "int32", "output": "int32"}
+    artifact = tosaic.compile(tosaic.quantize(model, (x,), [(x,)], "16a8w", ports=ports, bias_correction=False))
+    with torch.no_grad():
+        want = model(x).numpy()
+    error = artifact.run((x,), float_io=True)[0] - want
+    quality = 10 * np.log10((want**2).sum(-1) / (error**2).sum(-1))
+    assert quality.min() > 30

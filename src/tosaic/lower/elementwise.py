@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from tosaic.lower.context import Context, excess
+from tosaic.lower.context import CALIBRATED, Context, excess
 from tosaic.lower.operand import Operand, Quant
 from tosaic.lower.reals import SATURATED, as_int, bring, is_bool, is_whole, operand, promoted
 from tosaic.lower.registry import lower
@@ -40,10 +40,22 @@ def broadcast_ranks(ctx: Context, a: Operand, b: Operand) -> tuple[Operand, Oper
 
 def _reach(ctx: Context, x: Operand) -> float:
     """Largest real magnitude; of a calibrated int32 value without its head-room."""
+    return float(x.quant.scales.max()) * CALIBRATED if _has_head_room(x) else _bound(ctx, x)  # type: ignore[union-attr]
+
+
+def _bound(ctx: Context, x: Operand) -> float:
+    """Largest real magnitude that is known; of a calibrated int32 value of which no bound is, the calibrated one."""
     if x.is_const:
         return float(np.abs(x.reals()).max(initial=0.0))  # infinite for a mask of -inf
     assert x.quant is not None
     return float(x.quant.scales.max()) * 2.0 ** ctx.magnitude_bits(x)
+
+
+def _has_head_room(x: Operand) -> bool:
+    """An int32 value that calibration saw, of which no more is known, or a bound beyond what calibration saw: that it saturates there."""
+    if x.is_const or x.quant is None or x.quant.dtype is not DType.INT32:
+        return False
+    return x.bits is None or (x.calibrated is not None and 2.0**x.bits > CALIBRATED)
 
 
 def add_operands(ctx: Context, a: Operand, b: Operand, op: ops.Op) -> Operand:
@@ -52,7 +64,7 @@ def add_operands(ctx: Context, a: Operand, b: Operand, op: ops.Op) -> Operand:
     if not _is_integer(a, b):
         return _plain_binary(ctx, op, a, b)
     want = ctx.want
-    wide = any(x.quant is not None and x.quant.dtype is DType.INT32 and x.bits is None and not x.is_const for x in (a, b))
+    wide = any(map(_has_head_room, (a, b)))
     small, large = sorted(_reach(ctx, x) for x in (a, b))
     # operands that cancel are larger than the scale of their sum can hold; then the sum has a scale of its own.
     # One far larger than the other does not cancel: it is a mask, and saturates
@@ -64,6 +76,8 @@ def add_operands(ctx: Context, a: Operand, b: Operand, op: ops.Op) -> Operand:
         ctx.want = None
         reach = room * 8 if masked else large
         scale, bits = (reach / 2.0**23, 24) if wide and not masked else (reach / 2.0**_SUM_BITS, _SUM_BITS + 1)
+        if not masked:  # with the head-room of operands that are known to saturate
+            bits = max(bits, math.ceil(math.log2(sum(_bound(ctx, x) for x in (a, b)) / scale)))
     a, b = (ctx.resolve_clamp(ctx.uniform(x)) if not x.is_const else x for x in (a, b))
     ctx.want = want
     (a, b), perm = ctx.same_layout(a, b)
