@@ -6,8 +6,10 @@ Work within one call of a C function is not seen: a search in a list, a sort.
 
 from __future__ import annotations
 
+import gc
 import sys
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -139,3 +141,15 @@ def test_each_stage_grows_linearly(kind: type[Block], joined: bool) -> None:
     growth = {stage: (most[stage] - more[stage]) / (more[stage] - few[stage]) for stage in few}
     allowed = {stage: 1 + DEPENDS_ON_NUMBERS.get(stage, TOLERANCE) for stage in growth.keys() - QUADRATIC.get(kind, set())}
     assert {stage: growth[stage] for stage in allowed if growth[stage] > allowed[stage]} == {}, growth
+
+
+def test_a_compiled_model_is_let_go() -> None:
+    """The layers of a large model follow each other through one process."""
+
+    def compiled() -> tuple[weakref.ref[Tensor], tosaic.Artifact]:
+        model, x = nn.Linear(4, 4).eval(), torch.randn(1, 4)
+        return weakref.ref(model.weight), tosaic.compile(tosaic.quantize(model, x, [x]))
+
+    weight, _ = compiled()
+    gc.collect()
+    assert weight() is None

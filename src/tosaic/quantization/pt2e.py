@@ -9,9 +9,11 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch.ao.quantization.fx import utils as _fx_utils
 from torchao.quantization.pt2e import quantize_pt2e
 from torchao.quantization.pt2e import utils as pt2e_utils
 from torchao.quantization.pt2e.quantizer import Quantizer
+from torchao.utils import _assert_and_get_unique_device
 
 from tosaic.errors import QuantizeError
 
@@ -21,14 +23,14 @@ DEQUANTIZE = torch.ops.quantized_decomposed.dequantize_per_tensor.default
 
 def prepare(module: torch.fx.GraphModule, quantizer: Quantizer, *, training: bool = False) -> torch.fx.GraphModule:
     """Insert observers (or, for training, fake quantization) as the quantizer annotates."""
-    with _without_searches():
+    with _without_searches(), _without_memory():
         return (quantize_pt2e.prepare_qat_pt2e if training else quantize_pt2e.prepare_pt2e)(module, quantizer)
 
 
 def convert(prepared: torch.fx.GraphModule) -> torch.fx.GraphModule:
     """Replace observers by quantize and dequantize operators; weights stay float, behind their quantize operator."""
     try:
-        with _without_searches():
+        with _without_searches(), _without_memory():
             return quantize_pt2e.convert_pt2e(prepared, fold_quantize=False)
     except QuantizeError:
         raise
@@ -52,6 +54,16 @@ def _without_searches() -> Iterator[None]:
         _replaced(pt2e_utils, "get_new_attr_name_with_prefix", naming),
     ):
         yield
+
+
+@contextmanager
+def _without_memory() -> Iterator[None]:
+    """Forget the modules of a call: torchao and torch.ao note the device of each, and with the note keep the module and its weights."""
+    try:
+        yield
+    finally:
+        _assert_and_get_unique_device.cache_clear()
+        _fx_utils.assert_and_get_unique_device.cache_clear()
 
 
 @contextmanager
