@@ -11,9 +11,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
-import pickle
 import resource
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +22,6 @@ from torch import Tensor
 
 from tosaic.artifact import versions
 from tosaic.assembly import assemble
-from tosaic.emit.files import atomic_write
 from tosaic.errors import InputError
 from tosaic.llm.checkpoint import Checkpoint
 from tosaic.llm.decoder import Layer
@@ -34,6 +31,7 @@ from tosaic.llm.parts import PROGRAMS, Choice, Compiled, Part, Shapes, compile_p
 from tosaic.llm.settings import Settings
 from tosaic.llm.smoothing import observed, smooth
 from tosaic.llm.tokenizer import Tokenizer, save_tokenizer
+from tosaic.llm.work import Work
 from tosaic.quantization.ptq import Stopwatch
 
 Progress = Callable[[str, int, int], None]
@@ -82,7 +80,7 @@ def export(
     _check_overrides(checkpoint, settings.overrides)
     samples = _samples(settings, tokenizer, text, config.vocabulary)
     shapes = Shapes(settings.prefill_chunk, settings.max_seq_length, settings.full_logits)
-    work = _Work(output / WORK, _identity(checkpoint, settings, samples), resume)
+    work = Work(output / WORK, _identity(checkpoint, settings, samples), resume)
     release()  # what opening the checkpoint and the tokenizer left behind
     watch = Stopwatch()
     total = config.layers + 3
@@ -226,46 +224,6 @@ def _identity(checkpoint: Checkpoint, settings: Settings, samples: np.ndarray) -
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 
-class _Work:
-    """The folder of finished parts."""
-
-    def __init__(self, folder: Path, identity: str, resume: bool) -> None:
-        self.folder = folder
-        state = folder / "identity"
-        if resume and state.is_file() and state.read_text() != identity:
-            remedy = "export with the same options as before, or without --resume"
-            raise InputError(f"{folder} belongs to an export of another checkpoint, or with other options", remedy=remedy)
-        if not resume or not state.is_file():
-            shutil.rmtree(folder, ignore_errors=True)
-        atomic_write(state, identity.encode())
-
-    def has(self, name: str) -> bool:
-        return (self.folder / f"{name}.part").is_file()
-
-    def keep(self, name: str, compiled: Compiled, stream: np.ndarray | None) -> None:
-        """Keep a part, after the stream behind it; the stream before it is not needed any more."""
-        if isinstance(stream, np.memmap):
-            stream.flush()
-        atomic_write(self.folder / f"{name}.part", pickle.dumps(compiled, pickle.HIGHEST_PROTOCOL))
-
-    def part(self, name: str) -> Compiled:
-        return pickle.loads((self.folder / f"{name}.part").read_bytes())
-
-    def new_stream(self, number: int, shape: tuple[int, ...]) -> np.ndarray:
-        """The residual stream in front of a part, to be filled."""
-        if not np.prod(shape):
-            return np.zeros(shape, np.float32)
-        (self.folder / f"{number - 2}.npy").unlink(missing_ok=True)
-        return np.lib.format.open_memmap(self.folder / f"{number}.npy", "w+", np.float32, shape)
-
-    def stream(self, number: int) -> np.ndarray:
-        file = self.folder / f"{number}.npy"
-        return np.load(file, mmap_mode="r") if file.is_file() else np.zeros((0, 0), np.float32)
-
-    def remove(self) -> None:
-        shutil.rmtree(self.folder)
-
-
 # Files
 
 
@@ -274,7 +232,7 @@ def _write(
     settings: Settings,
     tokenizer: Tokenizer | None,
     samples: np.ndarray,
-    work: _Work,
+    work: Work,
     output: Path,
     names: list[str],
 ) -> Manifest:
