@@ -136,7 +136,7 @@ class TosaQuantizer(Quantizer):
         if unknown:
             raise InputError(f"the model has no input or output '{unknown[0]}'", remedy=f"it has {', '.join(names)}")
         activation = SCHEMES[self.recipe.scheme].activation
-        known = (activation.dtype.name.lower() if activation else "", self.recipe.between)
+        known = (_name(activation) if activation else "", self.recipe.between)
         for name in self.output_names:
             if (precision := self.recipe.ports.get(name, known[1])) not in known:
                 raise InputError(f"output '{name}' cannot be {precision}", remedy=f"{self.recipe.scheme} gives {' or '.join(known)}")
@@ -206,20 +206,20 @@ class TosaQuantizer(Quantizer):
         return divided and self._scheme(user) == self._scheme(node)
 
     def _demand_of(self, node: Node) -> set[str]:
-        """What the readers of a value want: "narrow", "wide" or "float". Those of the readers' own values are known."""
+        """What the readers of a value want: "wide", "float", or the name of a precision. Those of the readers' own values are known."""
         wanted: set[str] = set()
         for user in node.users:
             rule = self._rule(user)
             if user.target is operator.getitem and not is_float(user):  # the indices beside sorted values
                 continue
             if user.op == "output":
-                wanted |= {self._port_demand(name) for name in self._names_of(node, user)}
-            elif rule is None or self._scheme(user) is None:
+                wanted |= {"wide" for name in self._names_of(node, user) if self._is_wide_port(name)}
+            elif rule is None or (scheme := self._scheme(user)) is None:
                 wanted.add("float")
             elif user.target is operator.getitem or rule.kind is Kind.MOVE:
                 wanted |= self._demand[user]
             else:
-                wanted.add("narrow" if rule.kind in _NARROW else "wide")
+                wanted.add(_name(scheme.activation) if rule.kind in _NARROW else "wide")
         return wanted
 
     def _names_of(self, node: Node, output: Node) -> list[str]:
@@ -227,8 +227,8 @@ class TosaQuantizer(Quantizer):
         leaves = pytree.tree_leaves(output.args[0])
         return [name for name, leaf in zip(self.output_names or [""] * len(leaves), leaves, strict=True) if leaf is node]
 
-    def _port_demand(self, name: str) -> str:
-        return "wide" if self.recipe.ports.get(name) == self.recipe.between else "narrow"
+    def _is_wide_port(self, name: str) -> bool:
+        return self.recipe.ports.get(name) == self.recipe.between
 
     def _precision_of(self, node: Node) -> Precision | None:
         """Precision at which the value of a quantized operator is stored; None if it is not quantized there."""
@@ -242,8 +242,12 @@ class TosaQuantizer(Quantizer):
             return None
         if (cache := self._written_input(node)) is not None:
             return self._port(cache, scheme)
-        wide = "wide" in demand and rule.kind in (Kind.MAC, Kind.WIDE, Kind.CLAMP, Kind.JOIN) and not rule.narrow_result
-        return self._between(scheme) if wide else scheme.activation
+        computed = rule.kind in (Kind.MAC, Kind.WIDE, Kind.CLAMP, Kind.JOIN)
+        if "wide" in demand and computed and not rule.narrow_result:
+            return self._between(scheme)
+        # what a reader of more bits would lack, no requantization gives back
+        wanted = [PRECISIONS[name] for name in demand & PRECISIONS.keys()] if computed else []
+        return max((scheme.activation, *wanted), key=_bits)
 
     def _port(self, node: Node, scheme: Scheme) -> Precision | None:
         """Precision of an input of the model."""
@@ -266,7 +270,7 @@ class TosaQuantizer(Quantizer):
         if not schemes and self.recipe.scope == "full" and SCHEMES[self.recipe.scheme].activation is not None:
             schemes = [SCHEMES[self.recipe.scheme]]  # handed on as it is
         if "float" not in self._demand[node] and schemes:
-            widest = max(schemes, key=lambda s: s.activation.dtype.bits)  # type: ignore[union-attr]
+            widest = max(schemes, key=lambda s: _bits(s.activation))
             node.meta[_KEY] = QuantizationAnnotation(output_qspec=self._activation(self._port(node, widest), node.name), _annotated=True)
 
     def _annotate_operator(self, node: Node) -> None:
@@ -408,6 +412,16 @@ class TosaQuantizer(Quantizer):
                 label=str(node.args[rule.weight]),
             ),
         )
+
+
+def _name(precision: Precision | None) -> str:
+    assert precision is not None
+    return precision.dtype.name.lower()
+
+
+def _bits(precision: Precision | None) -> int:
+    assert precision is not None
+    return precision.dtype.bits
 
 
 def _is_dropout(node: Node) -> bool:
