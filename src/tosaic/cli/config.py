@@ -164,7 +164,6 @@ class LlmExportOptions(Options):
         "activation_scales": "quantization.activation_scales",
         "override": "quantization.overrides",
         "smoothing": "quantization.smoothing",
-        "rotation": "quantization.rotation",
         "vgf": "backend.vgf.enabled",
         "arm_vgf_compile_spec": "backend.vgf.compile_spec",
         "arm_vgf_quantize_scope": "backend.vgf.quantize_scope",
@@ -194,8 +193,7 @@ class LlmExportOptions(Options):
     calibration_seq_length: Positive | None = None
     activation_scales: str | None = None
     override: Overrides = {}
-    smoothing: bool = True
-    rotation: bool = False
+    smoothing: bool | None = None
     vgf: bool = True
     arm_vgf_compile_spec: str | None = None
     arm_vgf_quantize_scope: str = "full"

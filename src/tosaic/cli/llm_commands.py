@@ -68,7 +68,6 @@ def _settings(options: LlmExportOptions) -> Settings:
         activation_scales=options.activation_scales,
         overrides=options.override,
         smoothing=options.smoothing,
-        rotation=options.rotation,
         full_logits=options.full_logits,
     )
 

@@ -80,11 +80,9 @@ Override = Annotated[
 ]
 Smoothing = Annotated[
     bool | None,
-    Option("--smoothing/--no-smoothing", show_default="smoothing", help="Move scale between channels so that ranges become narrower."),
-]
-Rotation = Annotated[
-    bool | None,
-    Option("--rotation/--no-rotation", show_default="no-rotation", help="Rotate the residual stream so that no channel stands out."),
+    Option(
+        "--smoothing/--no-smoothing", show_default="on for vgf_8a8w", help="Move scale between channels so that ranges become narrower."
+    ),
 ]
 
 # Calibration

@@ -126,7 +126,7 @@ def _compiled(
     part: Part, layer: Layer | None, choice: Choice, settings: Settings, shapes: Shapes, stream: np.ndarray, found: np.ndarray | None
 ) -> Compiled:
     """A part, smoothed and compiled; `stream` goes in, and what comes out fills `found`."""
-    if settings.mode is not None and settings.smoothing and layer is not None:
+    if settings.smooths and layer is not None:
         with observed(layer) as statistics:
             for _ in _calibration(part, stream, None, shapes):
                 pass
@@ -174,7 +174,8 @@ def _choice(settings: Settings, name: str, checkpoint: Checkpoint) -> Choice:
     if settings.mode is None:
         return Choice(None)
     recipe, prefix = settings.recipe, f"{name}."
-    overrides = {"embed_tokens": "8a8w"} if name == "start" and settings.scope == "full" else {}  # rows have scales of their own
+    # rows of int8 have scales of their own, and a tied head has the same bytes
+    overrides = {"embed_tokens": "8a8w"} if name == "start" and settings.scope == "full" else {}
     for module in _modules(checkpoint):
         inside = module.replace(prefix, "layer.", 1) if module.startswith(prefix) else module
         here = module.startswith(prefix) or (name, module) in (("start", "embed_tokens"), ("end", "lm_head"))
@@ -239,9 +240,8 @@ def _write(
     """Assemble the programs and write the folder; the manifest comes last."""
     config = checkpoint.config
     outputs = ["logits", *(f"{kind}_{i}_out" for i in range(config.layers) for kind in ("keys", "values"))]
-    quantization = {k: v for k, v in asdict(settings).items() if k not in ("max_seq_length", "full_logits")} | {
-        "scheme": settings.recipe.scheme
-    }
+    quantization = {k: v for k, v in asdict(settings).items() if k not in ("max_seq_length", "full_logits")}
+    quantization |= {"scheme": settings.recipe.scheme, "smoothing": settings.smooths}
     calibration = {"samples": len(samples), "tokens": int(samples.size), "sha256": hashlib.sha256(samples.tobytes()).hexdigest()}
     records, caches = {}, []
     for program, tokens in zip(PROGRAMS, (settings.prefill_chunk, 1), strict=True):

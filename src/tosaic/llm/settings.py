@@ -30,8 +30,8 @@ class Settings:
         calibration_seq_length: tokens of each, whole chunks; 0 stands for 256, or what is nearest below.
         activation_scales: of what enters linear layers, "static" or "per-token"; None takes what measures best in the mode.
         overrides: module path pattern or aten operator -> scheme.
-        smoothing: move scale between channels where that makes ranges narrower.
-        rotation: rotate the residual stream, so that no channel stands out.
+        smoothing: move scale between channels, so that ranges of activations become narrower and those of weights wider; None: in
+            vgf_8a8w, since 16 bits hold activations as they are.
         full_logits: logits of all positions in prefill, rather than of the last.
     """
 
@@ -44,8 +44,7 @@ class Settings:
     calibration_seq_length: int = 0
     activation_scales: str | None = None
     overrides: Mapping[str, str] = field(default_factory=dict)
-    smoothing: bool = True
-    rotation: bool = False
+    smoothing: bool | None = None
     full_logits: bool = False
 
     def __post_init__(self) -> None:
@@ -65,6 +64,11 @@ class Settings:
     def per_token(self) -> bool:
         """Whether rows that enter linear layers have scales of their own, found at run time."""
         return (self.activation_scales or ("per-token" if self.mode == "vgf_8a8w" else "static")) == "per-token"
+
+    @property
+    def smooths(self) -> bool:
+        """Whether layers are smoothed."""
+        return self.mode == "vgf_8a8w" if self.smoothing is None else self.smoothing and self.mode is not None
 
     @property
     def recipe(self) -> Recipe:
