@@ -81,7 +81,9 @@ Override = Annotated[
 Smoothing = Annotated[
     bool | None,
     Option(
-        "--smoothing/--no-smoothing", show_default="on for vgf_8a8w", help="Move scale between channels so that ranges become narrower."
+        "--smoothing/--no-smoothing",
+        show_default=False,
+        help="Move scale between channels so that ranges become narrower; if not given, only in vgf_8a8w.",
     ),
 ]
 
