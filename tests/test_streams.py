@@ -163,3 +163,26 @@ def test_a_stream_from_outside_keeps_its_small_rows() -> None:
     error = artifact.run((x,), float_io=True)[0] - want
     quality = 10 * np.log10((want**2).sum(-1) / (error**2).sum(-1))
     assert quality.min() > 30
+
+
+def test_a_product_counts_as_fine_as_its_reader_wants() -> None:
+    """The extremes of the factors meet nowhere: their product, which 16 bits hold, is far below what head-room would allow."""
+
+    class Gate(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate, self.up, self.down = nn.Linear(16, 32), nn.Linear(16, 32), nn.Linear(32, 16)
+            with torch.no_grad():
+                self.gate.weight[0] *= 100
+                self.up.weight[1] *= 100
+                self.gate.weight[1] *= 0.01
+                self.up.weight[0] *= 0.01
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.down(nn.functional.silu(self.gate(x)) * self.up(x))
+
+    torch.manual_seed(0)
+    model, data = Gate(), [torch.randn(1, 24, 16) for _ in range(4)]
+    quantized = tosaic.quantize(model, data[0], data, "16a8w", bias_correction=False)
+    expected, found = quantized(data[0]).numpy(), tosaic.compile(quantized).run(data[0], float_io=True)[0]
+    assert 10 * np.log10((expected**2).mean() / ((found - expected) ** 2).mean()) > 60

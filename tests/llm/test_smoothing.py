@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tosaic.llm.checkpoint import Checkpoint, open_checkpoint
 from tosaic.llm.decoder import Decoder, Layer
-from tosaic.llm.smoothing import Smoothing, Statistics, observed, smooth
+from tosaic.llm.smoothing import Smoothing, Statistics, observed, smooth, smooth_end
 
 IDS = torch.randint(0, tiny.VOCABULARY, (1, 24), generator=torch.Generator().manual_seed(1))
 
@@ -115,3 +115,18 @@ def test_hooks_leave(tmp_path: Path) -> None:
     logits(decoder)
     assert len(rows) == 1 and rows[0].shape == (24,)
     assert float(rows[0].max()) == float(statistics.channels["mlp.down_proj"].max())
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "gemma3"])
+def test_the_end(name: str, tmp_path: Path) -> None:
+    """The head has weights of its own then, also where the embedding had the same."""
+    decoder = open_checkpoint(tiny.save_hugging_face(name, tmp_path)).decoder(24, 24)
+    with torch.no_grad():
+        decoder.end.norm.weight *= torch.exp2(2 * torch.randn(tiny.HIDDEN, generator=torch.Generator().manual_seed(2)))
+    seen: list[Tensor] = []
+    hook = decoder.end.norm.register_forward_hook(lambda _, __, output: seen.append(output.abs().amax((0, 1))))
+    before = logits(decoder)
+    smooth_end(decoder.end, seen[0])
+    torch.testing.assert_close(logits(decoder), before, atol=1e-4 * float(before.abs().max()), rtol=0)
+    hook.remove()
+    assert spread(seen[1]) < 0.7 * spread(seen[0])

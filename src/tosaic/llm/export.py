@@ -24,12 +24,12 @@ from tosaic.artifact import versions
 from tosaic.assembly import assemble
 from tosaic.errors import InputError
 from tosaic.llm.checkpoint import Checkpoint
-from tosaic.llm.decoder import Layer
+from tosaic.llm.decoder import End, Layer
 from tosaic.llm.manifest import CacheRecord, Manifest, ProgramRecord, write_manifest
 from tosaic.llm.memory import release
 from tosaic.llm.parts import PROGRAMS, Choice, Compiled, Part, Shapes, compile_part, end_part, layer_part, start_part
 from tosaic.llm.settings import Settings
-from tosaic.llm.smoothing import observed, smooth
+from tosaic.llm.smoothing import observed, smooth, smooth_end
 from tosaic.llm.tokenizer import Tokenizer, save_tokenizer
 from tosaic.llm.work import Work
 from tosaic.quantization.ptq import Stopwatch
@@ -131,6 +131,10 @@ def _compiled(
             for _ in _calibration(part, stream, None, shapes):
                 pass
         smooth(layer, statistics)
+    elif settings.smooths and isinstance(end := part.calibrated.module, End):
+        with torch.no_grad():
+            largest = [end.norm(x).abs().amax((0, 1)) for (x,) in _calibration(part, stream, None, shapes)]
+        smooth_end(end, torch.stack(largest).amax(0))
     return compile_part(part, choice, settings.spec, _calibration(part, stream, found, shapes))[0]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tosaic.llm.decoder import Layer, RmsNorm
+from tosaic.llm.decoder import End, Layer, RmsNorm
 
 _LEAST = 2.0**-20  # of the largest channel: smaller ones are not enlarged further, since nothing may ever be seen of them
 
@@ -102,6 +102,16 @@ def smooth(layer: Layer, statistics: Statistics, smoothing: Smoothing = Smoothin
     seen["mlp.down_proj"] /= factors
     _smooth_values(layer, seen, smoothing.values)
     _smooth_scores(layer, seen, smoothing.scores)
+
+
+@torch.no_grad()
+def smooth_end(end: End, largest: Tensor, share: float = 0.5) -> None:
+    """Move scale between the last norm and the head, in place; a tied embedding stays as it is.
+
+    Args:
+        largest: magnitude of each channel of the head's input in calibration, float [H].
+    """
+    _behind_norm(end.norm, [end.lm_head], {"lm_head": largest.clone()}, "lm_head", share)
 
 
 def _smooth_values(layer: Layer, seen: dict[str, Tensor], share: float) -> None:

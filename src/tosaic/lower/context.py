@@ -356,10 +356,12 @@ class Context:
             return x.bits
         return _MAGNITUDE_BITS[x.quant.dtype]
 
-    def limited(self, x: Operand) -> Operand:
-        """`x` with known bits: a calibrated int32 value is limited to 8 times its calibrated range."""
+    def limited(self, x: Operand, known: bool = False) -> Operand:
+        """`x` with known bits: a calibrated int32 value is limited to 8 times its calibrated range; one of a wider bound, if `known`."""
         assert x.quant is not None
-        if x.quant.dtype is not DType.INT32 or x.bits is not None or x.exact or x.is_const:
+        if x.quant.dtype is not DType.INT32 or x.exact or x.is_const:
+            return x
+        if x.bits is not None and not (known and x.calibrated is not None and x.bits > math.ceil(math.log2(max(x.calibrated, 1.0))) + 3):
             return x
         bits = _USED_BITS if x.calibrated is None else max(1, math.ceil(math.log2(x.calibrated))) + 3
         return replace(self._between(self.resolve_clamp(x), bits), origin=None)

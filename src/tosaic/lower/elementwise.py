@@ -23,6 +23,7 @@ from tosaic.tosa.types import DType
 
 aten = torch.ops.aten
 _SUM_BITS = 28  # magnitude of an addend
+_FINE, _FINE_WIDE = 0.25, 8.0  # steps of the wanted scale in which a product should count at least; int32 has bits to spare
 _CONST_BITS = 21  # magnitude of a constant factor
 _ENDLESS = 1e37  # no number of a model
 _INF = math.inf
@@ -167,10 +168,22 @@ def multiply(ctx: Context, a: Operand, b: Operand | float) -> Operand:
     if not _is_integer(a, b):
         return _plain_binary(ctx, ops.Mul(), a, b)
     a, b = ctx.limited(ctx.uniform(a)), ctx.limited(ctx.uniform(b))
+    if _is_coarse(ctx, a, b):
+        a, b = ctx.limited(a, known=True), ctx.limited(b, known=True)
     bits = ctx.magnitude_bits(a) + ctx.magnitude_bits(b)
     if a.quant.dtype is b.quant.dtype is DType.INT16:  # type: ignore[union-attr]
         bits += 1  # -2^15 times -2^15 is 2^30, not below it
     return _product(ctx, ctx.to_i32(a), ctx.to_i32(b), bits)
+
+
+def _is_coarse(ctx: Context, a: Operand, b: Operand) -> bool:
+    """Whether a product would count in larger steps than its readers want, for head-room above the calibrated ranges of its factors."""
+    assert a.quant is not None and b.quant is not None
+    if ctx.want is None:
+        return False
+    step = float(a.quant.scale) * float(b.quant.scale) * 2.0 ** excess(ctx.magnitude_bits(a) + ctx.magnitude_bits(b))  # type: ignore[arg-type]
+    fine = _FINE_WIDE if ctx.want.dtype is DType.INT32 else _FINE
+    return step > float(ctx.want.scales.min()) * fine
 
 
 def _product(ctx: Context, a: Operand, b: Operand, bits: int) -> Operand:
