@@ -24,6 +24,7 @@ from tosaic.tosa.types import DType
 aten = torch.ops.aten
 _SUM_BITS = 28  # magnitude of an addend
 _FINE, _FINE_WIDE = 0.25, 8.0  # steps of the wanted scale in which a product should count at least; int32 has bits to spare
+_WIDENED = 128.0  # how much larger than what calibration saw a range may be that a stream shares
 _CONST_BITS = 21  # magnitude of a constant factor
 _ENDLESS = 1e37  # no number of a model
 _INF = math.inf
@@ -53,10 +54,13 @@ def _bound(ctx: Context, x: Operand) -> float:
 
 
 def _has_head_room(x: Operand) -> bool:
-    """An int32 value that calibration saw, of which no more is known, or a bound beyond what calibration saw: that it saturates there."""
+    """An int32 value that calibration saw, of which no more is known, or that fills its range as streams do and saturates above it.
+
+    One that is stored coarser than calibration asks for, as a mask is of which only the nearest 64 count, is as large as its bound says.
+    """
     if x.is_const or x.quant is None or x.quant.dtype is not DType.INT32:
         return False
-    return x.bits is None or (x.calibrated is not None and 2.0**x.bits > CALIBRATED)
+    return x.bits is None or (x.calibrated is not None and x.calibrated >= CALIBRATED / _WIDENED and 2.0**x.bits > CALIBRATED)
 
 
 def add_operands(ctx: Context, a: Operand, b: Operand, op: ops.Op) -> Operand:
