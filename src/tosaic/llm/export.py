@@ -201,9 +201,6 @@ def _samples(settings: Settings, tokenizer: Tokenizer | None, text: str | None, 
         raise InputError(f"{settings.mode} needs text to calibrate on", remedy="give --calibration-text FILE")
     if tokenizer is None:
         raise InputError("the checkpoint has no tokenizer, and calibration starts from text", remedy="give --tokenizer FILE")
-    if length % settings.prefill_chunk:
-        remedy = f"use --calibration-seq-length {-(-length // settings.prefill_chunk) * settings.prefill_chunk}"
-        raise InputError(f"calibration-seq-length {length} is no multiple of the prefill chunk, {settings.prefill_chunk}", remedy=remedy)
     start = [] if tokenizer.start is None else [tokenizer.start]
     ids, wanted = tokenizer.encode(text, start=False), length - len(start)
     if len(ids) < wanted:
