@@ -239,6 +239,7 @@ class LlmPerplexityOptions(Options):
     text: Path
     checkpoint: Path | None = None
     params: Path | None = None
+    calibration_text: Path | None = None
     limit: Positive | None = None
     chunk: Annotated[int, Field(ge=2)] = 512
     on: Literal["simulator", "reference", "vulkan"] = "simulator"

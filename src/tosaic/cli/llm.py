@@ -76,6 +76,7 @@ def perplexity(
     text: l.Text = None,
     checkpoint: l.Against = None,
     params: l.Params = None,
+    calibration_text: l.CalibratedOn = None,
     limit: l.Limit = None,
     chunk: l.Chunk = None,
     on: o.On = None,

@@ -179,6 +179,7 @@ def perplexity(options: LlmPerplexityOptions) -> None:
     """Score the artifacts on a text, the float model beside them, and print the scores."""
     manifest_path(options.folder)
     text = read_text("--text", options.text)
+    calibration = None if options.calibration_text is None else read_text("--calibration-text", options.calibration_text)
     if options.checkpoint is not None and not options.checkpoint.exists():
         raise InputError(f"no such checkpoint: {options.checkpoint}")
     if options.params is not None and options.checkpoint is None:
@@ -195,6 +196,7 @@ def perplexity(options: LlmPerplexityOptions) -> None:
             options.folder,
             text,
             checkpoint=checkpoint,
+            calibration_text=calibration,
             chunk=options.chunk,
             limit=None if options.limit is None else max(1, options.limit // options.chunk),
             on=options.on,

@@ -125,6 +125,15 @@ Against = Annotated[
         help="The float model to compare with; without it the one that was exported, if it is still there.",
     ),
 ]
+CalibratedOn = Annotated[
+    Path | None,
+    Option(
+        "--calibration-text",
+        "--calibration-data",
+        metavar="FILE",
+        help="What the export was calibrated on: score the quantized model as PyTorch computes it too.",
+    ),
+]
 Limit = Annotated[int | None, Option("--limit", metavar="TOKENS", help="Score so many tokens at most, in whole chunks.")]
 Chunk = Annotated[
     int | None, Option("--chunk", metavar="N", show_default="512", help="Tokens that are scored together, each with all before it in view.")

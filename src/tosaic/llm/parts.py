@@ -133,28 +133,35 @@ class Compiled:
         return Piece(artifact, self.name, self.inputs, dict(zip(own, self.outputs, strict=True)))
 
 
-def compile_part(part: Part, choice: Choice, spec: str, samples: Iterable[Any]) -> tuple[Compiled, Quantized | None]:
+def quantize_part(part: Part, choice: Choice, spec: str, samples: Iterable[Any]) -> Quantized:
+    """A part as it is calibrated, in fake quantization.
+
+    Args:
+        choice: has a scheme.
+        samples: inputs of `part.calibrated`.
+    """
+    return _quantized(part, part.calibrated, choice, spec, samples)
+
+
+def compile_part(part: Part, choice: Choice, spec: str, samples: Iterable[Any]) -> Compiled:
     """Compile a part for both programs.
 
     Args:
         samples: inputs of `part.calibrated`; run through it even where nothing is quantized, since the next part wants what it gives.
-
-    Returns:
-        The artifacts, and the fake-quantized model of what was calibrated.
     """
     if choice.scheme is None:
         for _ in samples:
             pass
         in_float = [compiler.compile(v.module, v.inputs, spec, name=part.name) for v in (part.prefill, part.decode)]
-        return Compiled(part.name, part.inputs, part.outputs, *in_float), None
-    reference = _quantized(part, part.calibrated, choice, spec, samples)
+        return Compiled(part.name, part.inputs, part.outputs, *in_float)
+    reference = quantize_part(part, choice, spec, samples)
     prefill = reference if part.prefill is part.calibrated else _quantized(part, part.prefill, choice, spec, reference)
     decode = _quantized(part, part.decode, choice, spec, reference)
     compiled = []
     for quantized in (prefill, decode):
         compiled.append(compiler.compile(quantized, spec=spec, name=part.name))
         release()
-    return Compiled(part.name, part.inputs, part.outputs, *compiled), reference
+    return Compiled(part.name, part.inputs, part.outputs, *compiled)
 
 
 def _quantized(part: Part, variant: Variant, choice: Choice, spec: str, calibration: Any) -> Quantized:

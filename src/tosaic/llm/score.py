@@ -18,6 +18,7 @@ from torch import Tensor
 from tosaic.errors import InputError
 from tosaic.llm.blocks import artifact_model
 from tosaic.llm.checkpoint import Checkpoint, open_checkpoint
+from tosaic.llm.fake_quantized import fake_quantized_model
 from tosaic.llm.manifest import read_manifest
 from tosaic.llm.session import check_ids
 from tosaic.llm.tokenizer import Tokenizer, open_tokenizer
@@ -60,7 +61,7 @@ def perplexity(
     text: str,
     *,
     checkpoint: Checkpoint | Path | str | None = None,
-    models: Mapping[str, Model] | None = None,
+    calibration_text: str | None = None,
     chunk: int = 512,
     limit: int | None = None,
     on: str = "simulator",
@@ -71,17 +72,18 @@ def perplexity(
     Args:
         folder: of the export.
         checkpoint: of the float model; None: the one that the manifest names, if it is still there.
-        models: others to score on the same tokens, by name.
+        calibration_text: that calibrated the export; with it, the quantized model is scored as PyTorch has it, before it was compiled.
         chunk: tokens of a chunk; each begins with an empty cache.
         limit: score so many chunks at most.
         on: executor of the artifacts.
         progress: called with what is being done, how much is done, and how much there is.
 
     Returns:
-        Scores of "float" (where there is a checkpoint), of `models`, and of "artifacts".
+        Scores of "float" (where there is a checkpoint), of "fake-quantized" (where there is `calibration_text`), and of "artifacts".
 
     Raises:
-        InputError: no export, no tokenizer, a text shorter than a chunk, a chunk longer than the caches, or another vocabulary.
+        InputError: no export, no tokenizer, a text shorter than a chunk, a chunk longer than the caches, or another vocabulary;
+            `calibration_text` without a checkpoint, or one that did not calibrate the export.
         ExecuteError: the executor is missing or failed.
     """
     folder = Path(folder)
@@ -98,10 +100,17 @@ def perplexity(
         raise InputError(f"{found}, {folder} one of {manifest.vocabulary}", remedy="give the checkpoint that was exported")
     if manifest.tokenizer is None:
         raise InputError(f"{folder} has no tokenizer", remedy="export with --tokenizer")
-    chunks = cut(text, open_tokenizer(folder / manifest.tokenizer), chunk, limit)
+    tokenizer = open_tokenizer(folder / manifest.tokenizer)
+    chunks = cut(text, tokenizer, chunk, limit)
     check_ids([int(chunks.max())], manifest)
-    scored = {"float": float_model(checkpoint, progress)} if checkpoint is not None else {}
-    return score(chunks, {**scored, **(models or {}), "artifacts": artifact_model(folder, on)}, progress)
+    models: dict[str, Model] = {}
+    if checkpoint is not None:
+        models["float"] = float_model(checkpoint, progress)
+    if calibration_text is not None:
+        if checkpoint is None:
+            raise InputError("the fake-quantized model is made of the checkpoint, which is not there", remedy="give --checkpoint")
+        models["fake-quantized"] = fake_quantized_model(checkpoint, manifest, tokenizer, calibration_text, progress)
+    return score(chunks, {**models, "artifacts": artifact_model(folder, on)}, progress)
 
 
 def cut(text: str, tokenizer: Tokenizer, chunk: int = 512, limit: int | None = None) -> Tensor:

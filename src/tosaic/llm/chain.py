@@ -1,0 +1,128 @@
+"""The parts of a decoder in their order, how each is quantized, and the text that they are calibrated on, one after the other."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tosaic.errors import InputError
+from tosaic.llm.checkpoint import Checkpoint
+from tosaic.llm.decoder import End, Layer
+from tosaic.llm.parts import Choice, Part, Shapes, Variant, end_part, layer_part, start_part
+from tosaic.llm.settings import Settings
+from tosaic.llm.smoothing import observed, smooth, smooth_end
+from tosaic.llm.tokenizer import Tokenizer
+
+
+def parts(checkpoint: Checkpoint, shapes: Shapes) -> Iterator[tuple[int, str, Callable[[], tuple[Part, Layer | None]]]]:
+    """Number, name and maker of each part in order; nothing is loaded before a maker is called."""
+    count = checkpoint.config.layers
+    yield 0, "start", lambda: (start_part(checkpoint.start(), shapes), None)
+    for index in range(count):
+
+        def make(index: int = index) -> tuple[Part, Layer]:
+            layer = checkpoint.layer(index)
+            return layer_part(layer, index, checkpoint.config, shapes), layer
+
+        yield index + 1, f"layers.{index}", make
+    yield count + 1, "end", lambda: (end_part(checkpoint, shapes), None)
+
+
+def smoothed(part: Part, layer: Layer | None, settings: Settings, stream: np.ndarray) -> None:
+    """Smooth a part in place, where `settings` want it; `stream` goes in."""
+    if settings.smooths and layer is not None:
+        with observed(layer) as statistics:
+            for _ in through(part.calibrated, stream):
+                pass
+        smooth(layer, statistics)
+    elif settings.smooths and isinstance(end := part.calibrated.module, End):
+        with torch.no_grad():
+            largest = [end.norm(x).abs().amax((0, 1)) for (x,) in through(part.calibrated, stream)]
+        smooth_end(end, torch.stack(largest).amax(0))
+
+
+@torch.no_grad()
+def through(variant: Variant, stream: np.ndarray, found: np.ndarray | None = None) -> Iterator[tuple[Tensor, ...]]:
+    """Inputs of a part: each sequence of `stream` in blocks of P, from empty caches; what the part gives goes into `found`."""
+    module, example = variant.module, variant.inputs
+    size = example[0].shape[1]
+    for n in range(len(stream)):
+        caches = example[2:]
+        for at in range(0, stream.shape[1], size):
+            block = torch.from_numpy(np.array(stream[n : n + 1, at : at + size]))
+            inputs = (block, torch.tensor([at]), *caches) if caches else (block,)
+            yield inputs
+            results = module(*inputs)
+            if caches:
+                results, *caches = results
+            if found is not None:
+                found[n : n + 1, at : at + size] = results.numpy()
+
+
+def _modules(checkpoint: Checkpoint) -> Iterator[str]:
+    """Paths of the linear layers and embeddings, as `overrides` name them."""
+    inner = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]
+    inner += ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
+    yield "embed_tokens"
+    yield from (f"layers.{index}.{name}" for index in range(checkpoint.config.layers) for name in inner)
+    yield "lm_head"
+
+
+def check_overrides(checkpoint: Checkpoint, overrides: Mapping[str, str]) -> None:
+    """
+    Raises:
+        InputError: a pattern that names no layer.
+    """
+    for pattern in overrides:
+        if not any(fnmatch.fnmatch(name, pattern) for name in _modules(checkpoint)):
+            known = (
+                "embed_tokens, lm_head, and layers.N.self_attn.q_proj, k_proj, v_proj, o_proj, layers.N.mlp.gate_proj, up_proj, down_proj"
+            )
+            raise InputError(f"override '{pattern}' names no layer of the model", remedy=f"known are {known}; * stands for any text")
+
+
+def choice_of(settings: Settings, name: str, checkpoint: Checkpoint) -> Choice:
+    """The scheme of a part, with the overrides of its layers by their names inside it."""
+    if settings.mode is None:
+        return Choice(None)
+    recipe, prefix = settings.recipe, f"{name}."
+    # rows of int8 have scales of their own, and a tied head has the same bytes
+    overrides = {"embed_tokens": "8a8w"} if name == "start" and settings.scope == "full" else {}
+    for module in _modules(checkpoint):
+        inside = module.replace(prefix, "layer.", 1) if module.startswith(prefix) else module
+        here = module.startswith(prefix) or (name, module) in (("start", "embed_tokens"), ("end", "lm_head"))
+        for pattern, scheme in settings.overrides.items():
+            if here and fnmatch.fnmatch(module, pattern):
+                overrides[inside] = scheme
+    return Choice(recipe.scheme, recipe.scope, overrides)
+
+
+# Text
+
+
+def samples_of(settings: Settings, tokenizer: Tokenizer | None, text: str | None, vocabulary: int) -> np.ndarray:
+    """Token ids [N,L] to calibrate on, spread over the text; none in float.
+
+    Raises:
+        InputError: no text or tokenizer, a text shorter than one sample, or the tokenizer of another model.
+    """
+    length, count = settings.calibration_seq_length, settings.calibration_limit
+    if settings.mode is None:
+        return np.zeros((0, length), np.int64)
+    if text is None:
+        raise InputError(f"{settings.mode} needs text to calibrate on", remedy="give --calibration-text FILE")
+    if tokenizer is None:
+        raise InputError("the checkpoint has no tokenizer, and calibration starts from text", remedy="give --tokenizer FILE")
+    start = [] if tokenizer.start is None else [tokenizer.start]
+    ids, wanted = tokenizer.encode(text, start=False), length - len(start)
+    if len(ids) < wanted:
+        raise InputError(f"the calibration text has {len(ids)} tokens; one sample takes {wanted}", remedy="give a longer text")
+    if max(ids) >= vocabulary:
+        raise InputError(f"the tokenizer gives id {max(ids)}; the model knows {vocabulary}", remedy="give the tokenizer of this checkpoint")
+    count = min(count, len(ids) // wanted)
+    offsets = [n * (len(ids) - wanted) // max(count - 1, 1) for n in range(count)]
+    return np.array([start + ids[at : at + wanted] for at in offsets], np.int64)

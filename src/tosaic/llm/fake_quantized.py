@@ -1,0 +1,84 @@
+"""An export as it was before it was compiled: quantize and dequantize operators around float arithmetic."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tosaic.errors import InputError
+from tosaic.llm.chain import choice_of, parts, samples_of, smoothed, through
+from tosaic.llm.checkpoint import Checkpoint
+from tosaic.llm.manifest import Manifest
+from tosaic.llm.memory import release
+from tosaic.llm.parts import Shapes, Variant, quantize_part
+from tosaic.llm.settings import Settings
+from tosaic.llm.tokenizer import Tokenizer
+
+Progress = Callable[[str, int, int], None]
+
+
+def fake_quantized_model(
+    checkpoint: Checkpoint, manifest: Manifest, tokenizer: Tokenizer, text: str, progress: Progress | None = None
+) -> Callable[[Tensor], Iterator[Tensor]]:
+    """The quantized model of an export as PyTorch computes it, as a model that can be scored (see `tosaic.llm.score`).
+
+    It is calibrated and quantized once more, one part at a time.
+
+    Args:
+        checkpoint, text: that the export was made from.
+
+    Raises:
+        InputError: nothing was quantized, or the text is not what calibrated the export.
+    """
+    known = {field.name for field in fields(Settings)}
+    settings = Settings(
+        **{k: v for k, v in manifest.quantization.items() if k in known}, max_seq_length=manifest.max_seq_length, full_logits=True
+    )
+    settings.check()
+    if settings.mode is None:
+        raise InputError(f"{manifest.name} was exported in float: it has no fake-quantized model", remedy="leave out --calibration-text")
+    samples = samples_of(settings, tokenizer, text, checkpoint.config.vocabulary)
+    if hashlib.sha256(samples.tobytes()).hexdigest() != manifest.calibration["sha256"]:
+        raise InputError("--calibration-text is not the text that calibrated the export", remedy="give that one")
+    shapes = Shapes(settings.prefill_chunk, settings.max_seq_length, settings.full_logits)
+
+    def model(chunks: Tensor) -> Iterator[Tensor]:
+        length = chunks.shape[1]
+        whole = -(-length // shapes.tokens) * shapes.tokens
+        scored, calibrated = torch.nn.functional.pad(chunks, (0, whole - length)).numpy(), samples
+        last = checkpoint.config.layers + 1
+        for number, name, make in parts(checkpoint, shapes):
+            if progress is not None:
+                progress("parts of the fake-quantized model", number, last + 1)
+            part, layer = make()
+            smoothed(part, layer, settings, calibrated)
+            choice = choice_of(settings, name, checkpoint)
+            behind = None if number == last else np.empty((*calibrated.shape[:2], checkpoint.config.hidden), np.float32)
+            quantized = quantize_part(part, choice, settings.spec, through(part.calibrated, calibrated, behind))
+            variant = Variant(quantized.module, part.calibrated.inputs)
+            if behind is None:
+                yield from _logits(variant, scored, length)
+                return
+            found = np.empty((*scored.shape[:2], checkpoint.config.hidden), np.float32)
+            for _ in through(variant, scored, found):
+                pass
+            calibrated, scored = behind, found
+            del part, layer, quantized, variant
+            release()
+
+    return model
+
+
+@torch.no_grad()
+def _logits(end: Variant, stream: np.ndarray, length: int) -> Iterator[Tensor]:
+    """Of the first `length` positions of each sequence."""
+    size = end.inputs[0].shape[1]
+    for sequence in stream:
+        for at in range(0, length, size):
+            block = torch.from_numpy(sequence[None, at : at + size])
+            yield end.module(block)[0, : length - at]
