@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from llm import exported, tiny
+from llm import export_folders, exported, tiny
 
 from tosaic.errors import InputError
 from tosaic.llm.session import Session
@@ -73,3 +73,18 @@ def test_programs_that_do_not_fit_the_manifest(folder: Path, tmp_path: Path) -> 
             Session(tmp_path)
     with pytest.raises(InputError, match="unknown executor 'gpu'"):
         Session(folder, on="gpu")
+
+
+@pytest.mark.parametrize(("mode", "spec"), [("vgf_16a8w", export_folders.INT16), ("vgf_8a8w", "")])
+@pytest.mark.parametrize("on", ["reference", "vulkan"])
+def test_quantized_programs_on_all_executors(mode: str, spec: str, on: str) -> None:
+    """Prefill and steps, bit for bit; a step behind prefill gives what prefill of all of them does."""
+    made = export_folders.exported("llama", mode, spec)
+    ids = IDS[: export_folders.CHUNK + 3]
+    first, other, whole = Session(made.folder), Session(made.folder, on), Session(made.folder)
+    np.testing.assert_array_equal(other.prefill(ids), first.prefill(ids))
+    for token in IDS[len(ids) : len(ids) + 2]:
+        expected = first.step(token)
+        np.testing.assert_array_equal(other.step(token), expected)
+        ids = [*ids, token]
+    np.testing.assert_array_equal(whole.prefill(ids), expected)
