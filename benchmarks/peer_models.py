@@ -9,10 +9,11 @@ in PyTorch between the delegates, as ExecuTorch's CPU kernels would; each delega
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
-import re
 import sys
 from collections import Counter
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,29 +24,89 @@ from shared import Stopwatch, claim_stdout, sqnr_db, write_result
 SPECS = {"8a8w": "TOSA-1.0+INT", "16a8w": "TOSA-1.0+INT+int16"}
 
 
-def interpreter(edge: Any, folder: Path) -> Any:
+def compile_spec_of(scheme: str, folder: Path) -> Any:
+    """What the backend is asked for, an emptied `folder` for its .vgf and .tosa files included."""
+    from executorch.backends.arm.vgf import VgfCompileSpec
+
+    for name in ("executorch.backends.arm.quantizer", "executorch.exir", "torchao.quantization.pt2e.quantize_pt2e"):
+        importlib.import_module(name)  # now, and not in a stage that is timed
+    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"  # the backend looks for model-converter there
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob("*_tag*"):
+        stale.unlink()
+    compile_spec = VgfCompileSpec(SPECS[scheme])
+    compile_spec.dump_intermediate_artifacts_to(str(folder))
+    return compile_spec
+
+
+def quantized(module: Any, scheme: str, compile_spec: Any, calibrate: Callable[[Any], None]) -> Any:
+    """A captured module in fake quantization, by the backend's quantizer with its default settings."""
+    import torch
+    from executorch.backends.arm import quantizer as arm
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    configuration = {"8a8w": arm.get_symmetric_quantization_config, "16a8w": arm.get_symmetric_a16w8_quantization_config}
+    quantizer = arm.VgfQuantizer(compile_spec)
+    quantizer.set_global(configuration[scheme]())
+    prepared = prepare_pt2e(module, quantizer)
+    with torch.no_grad():
+        calibrate(prepared)
+    return convert_pt2e(prepared)
+
+
+def lowered(converted: Any, example: tuple[Any, ...], compile_spec: Any) -> Any:
+    """The program that the backend makes of it; each delegate is a .vgf file."""
+    import torch
+    from executorch.backends.arm.vgf import VgfPartitioner
+    from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+
+    program = torch.export.export(converted, example)
+    config = EdgeCompileConfig(_check_ir_validity=False)
+    return to_edge_transform_and_lower(program, partitioner=[VgfPartitioner(compile_spec)], compile_config=config)
+
+
+def made(edge: Any, folder: Path) -> dict[str, Any]:
+    """What came out: delegates, their operators, and what is left to the CPU."""
+    files, operators = sorted(folder.glob("*.tosa")), Counter[str]()
+    for file in files:
+        operators.update(tosa_operators(file))
+    return {
+        "left_over": left_over(edge),
+        "delegates": len(files),
+        "operators": dict(operators.most_common()),
+        "operator_count": operators.total(),
+        "rescales": operators["RESCALE"],
+    }
+
+
+def message(stage: str, failure: BaseException) -> str:
+    """What failed: ExecuTorch's passes wrap the error in a list of all passes before."""
+    while failure.__cause__ is not None:
+        failure = failure.__cause__
+    return f"{stage}: {type(failure).__name__}: {str(failure).strip()[:300]}"
+
+
+def interpreter(edge: Any, folder: Path) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
     """Runs the program that the backend hands back, its delegates on the TOSA reference model."""
     import numpy as np
     import torch
     import tosa_reference_model
     from torch.fx import Interpreter
 
-    files = sorted(folder.glob("*.tosa"), key=lambda file: int(re.findall(r"_tag(\d+)", file.name)[0]))
     program = edge.exported_program()
     module = program.graph_module
     delegates = {node.args[0].target: node for node in module.graph.nodes if "executorch_call_delegate" in str(node.target)}
-    order = {name: files[index] for index, name in enumerate(sorted(delegates, key=lambda name: int(name.rsplit("_", 1)[1])))}
-    if len(files) != len(delegates):
-        raise RuntimeError(f"{len(files)} TOSA files for {len(delegates)} delegates")
+    tags = {file.read_bytes(): file.name.removesuffix(".tosa.vgf") for file in folder.glob("*.tosa.vgf")}
+    tosa = {name: next(folder.glob(f"{tags[getattr(module, name).processed_bytes]}_*.tosa")).read_bytes() for name in delegates}
 
     class Run(Interpreter):
         def call_function(self, target: Any, arguments: tuple, keywords: dict) -> Any:
             if "executorch_call_delegate" not in str(target):
                 return super().call_function(target, arguments, keywords)
             name, *values = arguments
-            outputs, status = tosa_reference_model.run(order[name].read_bytes(), [_raw(v) for v in values])
+            outputs, status = tosa_reference_model.run(tosa[name], [_raw(v) for v in values])
             if status != tosa_reference_model.GraphStatus.TOSA_VALID:
-                raise RuntimeError(f"the TOSA reference model says {status.name} of {order[name]}")
+                raise RuntimeError(f"the TOSA reference model says {status.name} of {name}")
             wanted = [v for v in delegates[name].meta["val"]]
             return [_typed(raw, want) for raw, want in zip(outputs, wanted, strict=True)]
 
@@ -63,13 +124,13 @@ def interpreter(edge: Any, folder: Path) -> Any:
     signature = program.graph_signature
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
 
-    def run(inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    def run(inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         given = iter(inputs)
         placeholders = [node.name for node in module.graph.nodes if node.op == "placeholder"]
         values = [state[names[name]] if name in names else next(given) for name in placeholders]
-        return Run(module).run(*values)[0]
+        return Run(module).run(*values)
 
-    return run, len(delegates)
+    return run
 
 
 def left_over(edge: Any) -> dict[str, int]:
@@ -87,17 +148,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="where to leave the .vgf and .tosa files")
     arguments = parser.parse_args()
     stdout = claim_stdout()
-    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"  # the backend looks for model-converter there
     folder = arguments.output
-    folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob("*_tag*"):
-        stale.unlink()
 
     import torch
-    from executorch.backends.arm import quantizer as arm
-    from executorch.backends.arm.vgf import VgfCompileSpec, VgfPartitioner
-    from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     import_zoo()
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -108,9 +161,7 @@ def main() -> None:
     with torch.no_grad():
         expected = torch.stack([model(*sample) for sample in samples[CALIBRATION:]])
     result: dict[str, Any] = {"name": f"ExecuTorch {version('executorch')}", "float_rms": float(expected.double().square().mean().sqrt())}
-    compile_spec = VgfCompileSpec(SPECS[arguments.scheme])
-    compile_spec.dump_intermediate_artifacts_to(str(folder))
-    configuration = {"8a8w": arm.get_symmetric_quantization_config, "16a8w": arm.get_symmetric_a16w8_quantization_config}
+    compile_spec = compile_spec_of(arguments.scheme, folder)
     watch = Stopwatch()
     stage = "capture"
     try:
@@ -118,42 +169,21 @@ def main() -> None:
             module = torch.export.export(model, samples[0]).module(check_guards=False)
         stage = "quantize"
         with watch.stage("quantize"):
-            quantizer = arm.VgfQuantizer(compile_spec)
-            quantizer.set_global(configuration[arguments.scheme]())
-            prepared = prepare_pt2e(module, quantizer)
-            with torch.no_grad():
-                for sample in samples[:CALIBRATION]:
-                    prepared(*sample)
-            converted = convert_pt2e(prepared)
+            converted = quantized(
+                module, arguments.scheme, compile_spec, lambda prepared: [prepared(*sample) for sample in samples[:CALIBRATION]]
+            )
         with torch.no_grad():
             result["fake_sqnr_db"] = sqnr_db(expected, torch.stack([converted(*sample) for sample in samples[CALIBRATION:]]))
         stage = "lower"
         with watch.stage("lower"):
-            program = torch.export.export(converted, samples[0])
-            config = EdgeCompileConfig(_check_ir_validity=False)
-            edge = to_edge_transform_and_lower(program, partitioner=[VgfPartitioner(compile_spec)], compile_config=config)
-        files = sorted(folder.glob("*.tosa"))
-        operators: Counter[str] = Counter()
-        for file in files:
-            operators.update(tosa_operators(file))
-        result |= {
-            "back_end": watch.seconds["lower"],
-            "back_end_processor": watch.processors["lower"],
-            "left_over": left_over(edge),
-            "delegates": len(files),
-            "operators": dict(operators.most_common()),
-            "operator_count": operators.total(),
-            "rescales": operators["RESCALE"],
-        }
+            edge = lowered(converted, samples[0], compile_spec)
+        result |= {"back_end": watch.seconds["lower"], "back_end_processor": watch.processors["lower"], **made(edge, folder)}
         stage = "run"
-        run, _ = interpreter(edge, folder)
+        run = interpreter(edge, folder)
         with torch.no_grad():
-            result["sqnr_db"] = sqnr_db(expected, torch.stack([run(sample) for sample in samples[CALIBRATION:]]))
+            result["sqnr_db"] = sqnr_db(expected, torch.stack([run(sample)[0] for sample in samples[CALIBRATION:]]))
     except Exception as failure:
-        error: BaseException = failure
-        while error.__cause__ is not None:  # ExecuTorch's passes wrap the error in a list of all passes before
-            error = error.__cause__
-        result["failed"] = f"{stage}: {type(error).__name__}: {str(error).strip()[:300]}"
+        result["failed"] = message(stage, failure)
     result["seconds"] = watch.seconds
     write_result(stdout, result)
 
