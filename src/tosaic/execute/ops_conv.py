@@ -127,14 +127,14 @@ class _Int8(Convolution):
             rows = as_torch(x).reshape(-1, k)
             for start in range(0, count, step):
                 some = rows[start : start + step]
-                yield start, (torch._int_mm(some, matrix, out=total[: len(some)]),)
+                yield start, (exact_products.int8_product(some, matrix, total[: len(some)]),)
             return
         x = _surrounded(x, op.pad, padding)
         windows = np.empty((min(step, count), k), np.int8)
         for start in range(0, count, step):
             part = windows[: min(step, count - start)]
             kernels.im2col(x, kernel, op.stride, op.dilation, oh, ow, start, part)
-            yield start, (torch._int_mm(torch.from_numpy(part), matrix, out=total[: len(part)]),)
+            yield start, (exact_products.int8_product(torch.from_numpy(part), matrix, total[: len(part)]),)
 
 
 def _surrounded(x: np.ndarray, pad: Pad, value: int) -> np.ndarray:
