@@ -61,7 +61,10 @@ EXPORTS: dict[str, tuple[list[str], list[str]]] = {
         [model("unsupported")],
         ["2 operators cannot be lowered", "aten._linalg_det.default", "aten.lgamma.default", line_of("torch.linalg.det"), "docs/ops.md"],
     ),
-    "an unknown scheme": ([model("net"), "--scheme", "8w8a"], ["unknown scheme '8w8a'", "8a8w-per-token, 16a8w, 8a4w, fp32, fp16, bf16"]),
+    "an unknown scheme": (
+        [model("net"), "--scheme", "8w8a"],
+        ["unknown scheme '8w8a'", "8a8w-per-token, 16a8w, 16a8w-digits, 8a4w, fp32, fp16, bf16"],
+    ),
     "an unknown scope": ([model("net"), "--scope", "all"], ["unknown scope 'all'", "full, linear"]),
     "an unknown observer": ([model("net"), "--observer", "mse"], ["unknown observer 'mse'", "minmax, percentile"]),
     "an unknown layout": ([model("net"), "--io-layout", "hwc"], ["--io-layout: expected 'model' or 'nhwc', found the text 'hwc'"]),

@@ -16,7 +16,7 @@ STAGES = {"capture", "quantization", "lower", "optimize", "emit", "execute", "re
 LAYERS = [
     {"errors"},
     {"processes"},
-    {"tosa", "converter", "operators"},
+    {"tosa", "converter", "digits", "operators"},
     STAGES,
     {"compiler", "assembly", "artifact", "executors", "verification", "comparison", "layers", "engine", "scoring", "zoo"},
     {"llm", "demo"},

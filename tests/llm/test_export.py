@@ -16,6 +16,7 @@ import tosaic
 from tosaic.errors import InputError
 from tosaic.llm import export as module
 from tosaic.llm.checkpoint import open_checkpoint
+from tosaic.tosa import ops
 
 IDS = np.random.default_rng(0).integers(3, tiny.VOCABULARY, (1, 24))
 # architecture, mode, specification, least SQNR of logits in dB: random weights of 32 channels, which int8 rounds to 40 dB
@@ -140,3 +141,30 @@ def test_one_layer_in_another_precision(tmp_path: Path) -> None:
     rows = {row.name: row.precision for row in programs(made.folder)[0].passport.ledger if "linear" in row.aten}
     floats = [name for name, precision in rows.items() if precision == "fp32"]
     assert len(floats) == 2 and floats[0].startswith("layers.1.") and floats[1].startswith("end.")
+
+
+def test_layers_of_two_digits(reference: Run, tmp_path: Path) -> None:
+    """16 bits for what enters some layers, in the base profile: both programs equal the reference model and go on from one another."""
+    made = module.export(
+        open_checkpoint(e.checkpoint("llama3")),
+        e.settings("vgf_8a8w", overrides={"layers.*.mlp.down_proj": "16a8w-digits"}),
+        e.tokenizer(),
+        e.TEXT,
+        tmp_path,
+    )
+    caches, whole = e.Caches(made), e.Caches(made)
+    prefill, decode = programs(made.folder)
+    assert prefill.passport.spec == decode.passport.spec == "TOSA-1.0+INT"
+    for program, at, count in ((prefill, 0, e.CHUNK), (decode, e.CHUNK, 1)):
+        # the sums over two digits; no other operator sums up along that axis
+        assert sum(isinstance(n.op, ops.ReduceSum) and n.inputs[0].shape[:2] == (1, 2) for n in program.graph.nodes) == 2
+        feed = caches.inputs(program, IDS[:, at : at + count], at)
+        found = program.run(feed, float_io=False)
+        for a, b in zip(found, reference(program.graph, feed), strict=True):
+            np.testing.assert_array_equal(a, b)
+        caches.arrays = found[1:]
+    for at in (0, e.CHUNK):
+        expected = whole.call(prefill, IDS[:, at : at + e.CHUNK], at)
+    for at in range(e.CHUNK + 1, 2 * e.CHUNK):
+        found = caches.call(decode, IDS[:, at : at + 1], at)
+    np.testing.assert_array_equal(found, expected)

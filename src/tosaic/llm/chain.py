@@ -16,6 +16,7 @@ from tosaic.llm.parts import Choice, Part, Shapes, Variant, end_part, layer_part
 from tosaic.llm.settings import Settings
 from tosaic.llm.smoothing import observed, smooth, smooth_end
 from tosaic.llm.tokenizer import Tokenizer
+from tosaic.quantization.schemes import SCHEMES
 
 
 def parts(checkpoint: Checkpoint, shapes: Shapes) -> Iterator[tuple[int, str, Callable[[], tuple[Part, Layer | None]]]]:
@@ -77,12 +78,17 @@ def check_overrides(checkpoint: Checkpoint, overrides: Mapping[str, str]) -> Non
     Raises:
         InputError: a pattern that names no layer.
     """
-    for pattern in overrides:
-        if not any(fnmatch.fnmatch(name, pattern) for name in _modules(checkpoint)):
+    for pattern, scheme in overrides.items():
+        if not any(_overrides(pattern, scheme, name) for name in _modules(checkpoint)):
             known = (
                 "embed_tokens, lm_head, and layers.N.self_attn.q_proj, k_proj, v_proj, o_proj, layers.N.mlp.gate_proj, up_proj, down_proj"
             )
             raise InputError(f"override '{pattern}' names no layer of the model", remedy=f"known are {known}; * stands for any text")
+
+
+def _overrides(pattern: str, scheme: str, module: str) -> bool:
+    """Whether an override is of a module; a scheme of linear layers is none of the embedding's."""
+    return fnmatch.fnmatch(module, pattern) and (module != "embed_tokens" or SCHEMES[scheme].linear is None)
 
 
 def choice_of(settings: Settings, name: str, checkpoint: Checkpoint) -> Choice:
@@ -96,7 +102,7 @@ def choice_of(settings: Settings, name: str, checkpoint: Checkpoint) -> Choice:
         inside = module.replace(prefix, "layer.", 1) if module.startswith(prefix) else module
         here = module.startswith(prefix) or (name, module) in (("start", "embed_tokens"), ("end", "lm_head"))
         for pattern, scheme in settings.overrides.items():
-            if here and fnmatch.fnmatch(module, pattern):
+            if here and _overrides(pattern, scheme, module):
                 overrides[inside] = scheme
     return Choice(recipe.scheme, recipe.scope, overrides)
 

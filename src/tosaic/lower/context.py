@@ -52,6 +52,7 @@ class Context:
 
     Attributes:
         want: the quantization that the operator's readers ask for, or None (accumulate, or stay float).
+        digits: the step of an input that a linear layer is to read in two int8 digits, or None.
         location: of the operator that is being lowered.
         floating: the float type that it computes in, where it does.
     """
@@ -59,6 +60,7 @@ class Context:
     def __init__(self, builder: Builder, spec: Spec) -> None:
         self.builder, self.spec = builder, spec
         self.want: Quant | None = None
+        self.digits: float | None = None
         self.location = Location()
         self.floating = DType.FP32
         self._ranges: Ranges | None = None
@@ -211,13 +213,19 @@ class Context:
             return self.quantize_float(x, target)
         if x.is_const:
             return Operand(array=target.store(np.clip(x.reals(), x.low, x.high)), quant=target)
-        if x.origin is not None and x.value is x.origin.rounded and target.dtype in (DType.INT8, DType.INT16):
-            x = replace(x, value=x.origin.value, quant=x.origin.quant_at(float(x.quant.scales)), bits=x.origin.bits)
+        if target.dtype in (DType.INT8, DType.INT16):
+            x = self.unrounded(x)
         x = self._within_rescale(replace(x, origin=None), target)
         assert x.value is not None and x.quant is not None
         if x.quant == target:
             return self.resolve_clamp(x)
         return self.resolve_clamp(_restored(x, self.rescale(x.value, x.quant, target), target, None))
+
+    def unrounded(self, x: Operand) -> Operand:
+        """What a stored int32 value was rounded from, where that is known; else `x`."""
+        if x.origin is None or x.value is not x.origin.rounded or x.quant is None:
+            return x
+        return replace(x, value=x.origin.value, quant=x.origin.quant_at(float(x.quant.scales)), bits=x.origin.bits, origin=None)
 
     def _within_rescale(self, x: Operand, target: Quant) -> Operand:
         """`x` limited to what RESCALE to `target` may read, |value| < 2^(shift-1), where it is known to pass it.
@@ -364,7 +372,7 @@ class Context:
         if x.bits is not None and not (known and x.calibrated is not None and x.bits > math.ceil(math.log2(max(x.calibrated, 1.0))) + 3):
             return x
         bits = _USED_BITS if x.calibrated is None else max(1, math.ceil(math.log2(x.calibrated))) + 3
-        return replace(self._between(self.resolve_clamp(x), bits), origin=None)
+        return replace(self.between(self.resolve_clamp(x), bits), origin=None)
 
     def saturated(self, x: Operand) -> Operand:
         """A calibrated int32 value that comes from outside, limited to the head-room of what is stored here.
@@ -373,9 +381,9 @@ class Context:
         """
         assert x.value is not None
         self.bounded(x.value, DType.INT32.min, DType.INT32.max, "whatever the caller feeds")
-        return replace(self._between(x, _STORED_BITS), calibrated=CALIBRATED)
+        return replace(self.between(x, _STORED_BITS), calibrated=CALIBRATED)
 
-    def _between(self, x: Operand, bits: int) -> Operand:
+    def between(self, x: Operand, bits: int) -> Operand:
         """`x` saturated to |stored| < 2^bits."""
         assert x.value is not None
         rank, limit = len(x.value.shape), 2**bits - 1

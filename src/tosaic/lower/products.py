@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from tosaic.lower.context import Context
+from tosaic.lower.digits import linear_in_digits
 from tosaic.lower.elementwise import add_operands
 from tosaic.lower.halves import brought
 from tosaic.lower.mac import accumulator, magnitude, stored_bias, stored_weight, typed, with_room_for_bias, zero_point
@@ -24,9 +25,13 @@ def linear(ctx: Context, x: Operand, weight: Operand, bias: Operand | None = Non
     """linear(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor
 
     A 1x1 CONV2D over [1, rows, 1, features]: unlike MATMUL it takes int8 weights per channel for int16 inputs too.
+    Inputs in two int8 digits (16a8w-digits), 255 high + low, are twice the rows, folded by MUL with [255, 1] and REDUCE_SUM: exactly,
+    or shifted right by as many bits as the sums could have beyond 30.
     """
     if not weight.is_const:
         return _with_computed_weight(ctx, x, weight, bias)
+    if ctx.digits is not None:
+        return linear_in_digits(ctx, x, weight, bias, ctx.digits)
     x, weight = typed(ctx, x, weight)
     weight = with_room_for_bias(x, weight, bias, 0)
     channels = weight.shape[0]

@@ -20,6 +20,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 from torchao.quantization.pt2e import quantize_pt2e as _registers_quantized_decomposed  # noqa: F401
 
+from tosaic import digits
 from tosaic.errors import GraphError, UnsupportedError, line_of
 from tosaic.lower.context import NCHW, NHWC, Context
 from tosaic.lower.halves import brought, finished, float_type, rounds_once
@@ -232,6 +233,7 @@ class _Walk:
 
     def _lower(self, node: Node, function: Any, location: Location) -> None:
         self.ctx.want, self.ctx.location, self.ctx.floating = self._want(node), location, _floating(node)
+        self.ctx.digits = _digits(node.args[0]) if node.target is torch.ops.aten.linear.default else None
         floating = self.ctx.floating
         first = len(self.builder.graph.nodes)
         with self.builder.at(node.name, location):
@@ -289,7 +291,9 @@ class _Walk:
         """The quantization that the readers ask for: the widest, if several; None if one reads it in float."""
         quants, in_float = [], False
         for user in node.users:
-            if user.target in QUANTIZE:
+            if _digits(user) is not None:
+                in_float = True  # they are taken of the value as it is
+            elif user.target in QUANTIZE:
                 quants.append(_quant_of(user))
             elif user.target is operator.getitem or getattr(user.target, "_opname", "") in _CLAMPS:
                 found = self._want(user)
@@ -305,6 +309,8 @@ class _Walk:
         x = self.results[node.args[0]]
         if x.is_real_const:
             return self._quantized_constant(node, x)
+        if _digits(node) is not None:
+            return x  # whoever reads it takes the digits
         target = _quant_of(node)
         low, high = node.args[3:5]
         shift = 128 if node.args[5] is torch.uint8 else 0
@@ -391,6 +397,13 @@ def _quant_of(node: Node) -> Quant:
     if dtype not in _DTYPES or isinstance(scale, Node) or isinstance(zero_point, Node):
         raise UnsupportedError(f"quantization to {dtype} with computed or unsupported parameters", where=str(location_of(node)))
     return Quant(float(scale), int(zero_point) - (128 if dtype is torch.uint8 else 0), _DTYPES[dtype])
+
+
+def _digits(node: Any) -> float | None:
+    """The step of a value that is quantized to two digits; None for any other."""
+    if not isinstance(node, Node) or node.target not in (QUANTIZE[0], DEQUANTIZE[0]):
+        return None
+    return float(node.args[1]) if tuple(node.args[3:6]) == (digits.LEAST, digits.MOST, torch.int16) else None
 
 
 def _input_dtype(node: Node, example: torch.Tensor) -> DType:

@@ -24,12 +24,13 @@ from tosaic.quantization.analysis import constants, depths, feature_maps, is_flo
 from tosaic.quantization.observers import FakeQuantize, Observer
 from tosaic.quantization.pairs import multiply_in_pairs
 from tosaic.quantization.rules import RULES, Kind, Rule, aten
-from tosaic.quantization.schemes import INT8, INT16, INT32, PRECISIONS, SCHEMES, WEIGHT8, Precision, Recipe, Scheme, matches
+from tosaic.quantization.schemes import DIGITS, INT8, INT16, INT32, PRECISIONS, SCHEMES, WEIGHT8, Precision, Recipe, Scheme, matches
 from tosaic.quantization.whole_numbers import cast_integers, is_integer
 
 _KEY = "quantization_annotation"
 _NARROW = (Kind.MAC, Kind.NARROW, Kind.POOL, Kind.INDEX)
 _SHARES = (Kind.MOVE, Kind.POOL)  # the result has the scale of the input
+_IN_DIGITS = "digits"  # what a layer of two digits wants to read
 _NO_NUMBER = (Kind.INDEX, Kind.COMPARE)  # the result is no real number
 
 
@@ -88,9 +89,9 @@ class TosaQuantizer(Quantizer):
         Raises:
             InputError: an override names nothing in it.
         """
+        self._constant = constants(model)
         self._check_overrides(model)
         self._check_ports(model)
-        self._constant = constants(model)
         self._feature_maps = feature_maps(model)
         self._depths = depths(model)
         self._uneven = uneven_tables(model)
@@ -119,7 +120,7 @@ class TosaQuantizer(Quantizer):
 
     def _check_overrides(self, model: torch.fx.GraphModule) -> None:
         names = {(module_path(n), aten_name(n)) for n in model.graph.nodes if n.op == "call_function"}
-        for pattern in self.recipe.overrides:
+        for pattern, scheme in self.recipe.overrides.items():
             if not any(matches(pattern, *name) for name in names):
                 known = sorted({name for pair in names for name in pair if name})
                 close = difflib.get_close_matches(pattern.rstrip(".*"), known, 1)
@@ -129,6 +130,15 @@ class TosaQuantizer(Quantizer):
                 if any(path.startswith(f"{pattern}.") for path, _ in names):
                     remedy = f"write '{pattern}.*' for what is inside it"
                 raise InputError(f"override '{pattern}' names no module or operator of the model", remedy=remedy)
+            if SCHEMES[scheme].linear is not None and not any(
+                self._is_linear(n) and matches(pattern, module_path(n), aten_name(n)) for n in model.graph.nodes
+            ):
+                what = f"override '{pattern}' names no linear layer with constant weights, and {scheme} is for these"
+                raise InputError(what, remedy="use 8a8w, or 16a8w, which needs the int16 extension")
+
+    def _is_linear(self, node: Node) -> bool:
+        """A linear layer with constant weights."""
+        return node.target is aten.linear.default and node.args[1] in self._constant
 
     def _check_ports(self, model: torch.fx.GraphModule) -> None:
         names = [*(n.name for n in model.graph.find_nodes(op="placeholder")), *self.output_names]
@@ -182,6 +192,11 @@ class TosaQuantizer(Quantizer):
         chosen = self.chosen.get(node.name)
         return chosen.rule if chosen else None
 
+    def _entering(self, node: Node, scheme: Scheme) -> Precision:
+        """Precision of what enters an operator that takes no wide values."""
+        assert scheme.activation is not None
+        return scheme.linear if scheme.linear is not None and self._is_linear(node) else scheme.activation
+
     def _between(self, scheme: Scheme) -> Precision:
         assert scheme.activation is not None
         wide = PRECISIONS[self.recipe.between]
@@ -206,7 +221,7 @@ class TosaQuantizer(Quantizer):
         return divided and self._scheme(user) == self._scheme(node)
 
     def _demand_of(self, node: Node) -> set[str]:
-        """What the readers of a value want: "wide", "float", or the name of a precision. Those of the readers' own values are known."""
+        """What readers of a value want: "wide", "float", "digits", or the name of a precision. That of their own values is known."""
         wanted: set[str] = set()
         for user in node.users:
             rule = self._rule(user)
@@ -218,8 +233,11 @@ class TosaQuantizer(Quantizer):
                 wanted.add("float")
             elif user.target is operator.getitem or rule.kind is Kind.MOVE:
                 wanted |= self._demand[user]
+            elif rule.kind in _NARROW:
+                entering = self._entering(user, scheme)
+                wanted.add(_IN_DIGITS if entering is DIGITS else _name(entering))
             else:
-                wanted.add(_name(scheme.activation) if rule.kind in _NARROW else "wide")
+                wanted.add("wide")
         return wanted
 
     def _names_of(self, node: Node, output: Node) -> list[str]:
@@ -243,6 +261,8 @@ class TosaQuantizer(Quantizer):
         if (cache := self._written_input(node)) is not None:
             return self._port(cache, scheme)
         computed = rule.kind in (Kind.MAC, Kind.WIDE, Kind.CLAMP, Kind.JOIN)
+        if _IN_DIGITS in demand and computed and not rule.narrow_result:
+            return INT32
         if "wide" in demand and computed and not rule.narrow_result:
             return self._between(scheme)
         # what a reader of more bits would lack, no requantization gives back
@@ -251,7 +271,9 @@ class TosaQuantizer(Quantizer):
 
     def _port(self, node: Node, scheme: Scheme) -> Precision | None:
         """Precision of an input of the model."""
-        return PRECISIONS[self.recipe.ports[node.name]] if node.name in self.recipe.ports else scheme.activation
+        if node.name in self.recipe.ports:
+            return PRECISIONS[self.recipe.ports[node.name]]
+        return DIGITS if _IN_DIGITS in self._demand[node] else scheme.activation
 
     def _written_input(self, node: Node) -> Node | None:
         """The input of the model, a cache, into which an operator writes."""
@@ -307,7 +329,7 @@ class TosaQuantizer(Quantizer):
         """Precision of the value of any node, as other operators see it. Those of the nodes before it are known."""
         if node.op == "placeholder":
             annotation = node.meta.get(_KEY)
-            return None if annotation is None else next(p for p in PRECISIONS.values() if p.torch_dtype is annotation.output_qspec.dtype)
+            return None if annotation is None else _of_spec(annotation.output_qspec)
         if node.target is operator.getitem:
             source = node.args[0].args[0]
             return self._stored[source] if isinstance(source, Node) else None
@@ -324,7 +346,9 @@ class TosaQuantizer(Quantizer):
             return None
         stored = self._stored[operand]
         if rule.kind in _NARROW:
-            return None if stored == scheme.activation else self._activation(scheme.activation, operand.name)
+            entering = self._entering(node, scheme)
+            enough = stored == entering or (entering is DIGITS and stored == INT8)  # 8 bits have no second digit
+            return None if enough else self._activation(entering, operand.name)
         return None if stored is not None else self._activation(self._between(scheme), operand.name)
 
     def _output_spec(self, node: Node, rule: Rule, annotation: QuantizationAnnotation) -> object:
@@ -412,6 +436,10 @@ class TosaQuantizer(Quantizer):
                 label=str(node.args[rule.weight]),
             ),
         )
+
+
+def _of_spec(spec: QuantizationSpec) -> Precision:
+    return next(p for p in (*PRECISIONS.values(), DIGITS) if (p.torch_dtype, p.quant_max) == (spec.dtype, spec.quant_max))
 
 
 def _name(precision: Precision | None) -> str:

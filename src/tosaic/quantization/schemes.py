@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from tosaic import digits
 from tosaic.errors import InputError, SpecError, check_known
 from tosaic.tosa.spec import Spec
 from tosaic.tosa.types import DType
@@ -37,6 +38,7 @@ class Precision:
 
 INT8 = Precision(DType.INT8, -128, 127, 127, symmetric=False)
 INT16 = Precision(DType.INT16, -32768, 32767, 32767, symmetric=True)
+DIGITS = Precision(DType.INT16, digits.LEAST, digits.MOST, digits.MOST, symmetric=True)  # of two int8 numbers
 # 8 bits above the calibrated maximum are head-room for additions
 INT32 = Precision(DType.INT32, -(2**31), 2**31 - 1, 2 ** (WIDE_BITS - 1) - 1, symmetric=True)
 WEIGHT8 = Precision(DType.INT8, -127, 127, 127, symmetric=True)
@@ -52,6 +54,7 @@ class Scheme:
     Attributes:
         activation: of what enters a multiply-accumulate; None for the schemes that compute in float.
         requires: profile or extensions of the specification.
+        linear: of what enters a linear layer of constant weights, where that is not `activation`.
         per_token: inputs of linear layers are scaled by a power of two for each row, which is found at run time.
     """
 
@@ -59,6 +62,7 @@ class Scheme:
     activation: Precision | None
     weight: Precision | None
     requires: tuple[str, ...]
+    linear: Precision | None = None
     per_token: bool = False
 
 
@@ -66,6 +70,7 @@ SCHEMES = {
     "8a8w": Scheme("8a8w", INT8, WEIGHT8, ("INT",)),
     "8a8w-per-token": Scheme("8a8w-per-token", INT8, WEIGHT8, ("INT",), per_token=True),
     "16a8w": Scheme("16a8w", INT16, WEIGHT8, ("INT", "int16")),
+    "16a8w-digits": Scheme("16a8w-digits", INT8, WEIGHT8, ("INT",), linear=DIGITS),
     "8a4w": Scheme("8a4w", INT8, WEIGHT4, ("INT", "int4")),
     "fp32": Scheme("fp32", None, None, ("FP",)),
     "fp16": Scheme("fp16", None, None, ("FP",)),
