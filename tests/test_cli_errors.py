@@ -63,7 +63,7 @@ EXPORTS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "an unknown scheme": (
         [model("net"), "--scheme", "8w8a"],
-        ["unknown scheme '8w8a'", "8a8w-per-token, 16a8w, 16a8w-digits, 8a4w, fp32, fp16, bf16"],
+        ["unknown scheme '8w8a'", "8a8w-per-token, 16a8w, 16a8w-digits, 16a8w-per-token, 8a4w, fp32, fp16, bf16"],
     ),
     "an unknown scope": ([model("net"), "--scope", "all"], ["unknown scope 'all'", "full, linear"]),
     "an unknown observer": ([model("net"), "--observer", "mse"], ["unknown observer 'mse'", "minmax, percentile"]),

@@ -15,8 +15,8 @@ STAGES = {"capture", "quantization", "lower", "optimize", "emit", "execute", "re
 # what each layer may import of the package, besides itself and what is in all lower layers
 LAYERS = [
     {"errors"},
-    {"processes"},
-    {"tosa", "converter", "digits", "operators"},
+    {"processes", "digits"},
+    {"tosa", "converter", "operators"},
     STAGES,
     {"compiler", "assembly", "artifact", "executors", "verification", "comparison", "layers", "engine", "scoring", "zoo"},
     {"llm", "demo"},

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 import tosaic
 from tosaic.artifact import Artifact
+from tosaic.digits import MOST
 from tosaic.errors import InputError
 from tosaic.operators import per_token_linear
 
 TOKENS, FEATURES = 12, 48
+SCHEMES = pytest.mark.parametrize("scheme", ["8a8w-per-token", "16a8w-per-token"])
 MAGNITUDES = torch.logspace(0, -2.7, TOKENS)[:, None]  # of the rows inside the model: from 1 to 1/500
 
 
@@ -48,18 +50,19 @@ def sample(seed: int) -> Tensor:
 
 
 @functools.cache
-def compiled(scheme: str, override: str | None = None) -> tuple[Artifact, tosaic.Quantized]:
+def compiled(scheme: str, override: str | None = None, **options: object) -> tuple[Artifact, tosaic.Quantized]:
     overrides = {override: "8a8w-per-token"} if override else {}
-    quantized = tosaic.quantize(model(), sample(0), [sample(i) for i in range(8)], scheme, overrides=overrides, bias_correction=False)
+    data = [sample(i) for i in range(8)]
+    quantized = tosaic.quantize(model(), data[0], data, scheme, overrides=overrides, bias_correction=False, **options)
     return tosaic.compile(quantized, strict=True), quantized
 
 
-def row_scores(scheme: str) -> list[float]:
+def row_scores(scheme: str, **options: object) -> list[float]:
     """SQNR of each row of the artifact against float, without the row that is zero."""
     x = sample(20)
     with torch.no_grad():
         exact = model()(x).numpy()
-    found = compiled(scheme)[0].run(x, float_io=True)[0]
+    found = compiled(scheme, **options)[0].run(x, float_io=True)[0]
     return [sqnr(exact[:, i], found[:, i]) for i in range(TOKENS) if i != 3]
 
 
@@ -71,8 +74,29 @@ def test_small_rows_keep_their_bits() -> None:
     assert max(per_token) - min(per_token) < 6
 
 
-def test_artifact_is_what_fake_quantization_says() -> None:
-    artifact, quantized = compiled("8a8w-per-token")
+def test_rows_of_two_digits() -> None:
+    """With 16 bits for each row nothing is lost but what weights of 8 bits lose."""
+    eight, sixteen, static = (row_scores(s, between="int32") for s in ("8a8w-per-token", "16a8w-per-token", "16a8w-digits"))
+    assert min(sixteen) > min(eight) + 2 and min(sixteen) > min(static) + 2
+
+
+@pytest.mark.parametrize(("scheme", "port"), [("8a8w-per-token", "int8"), ("8a8w-per-token", "int16"), ("16a8w-per-token", "int16")])
+def test_rows_from_outside(scheme: str, port: str, reference: Run) -> None:
+    """Rows of int16 are normalised as those of int32 are, and 16 bits of them are asked for; rows of int8 are taken as they are."""
+    x = sample(0)
+    ports = {"input_1": port} if scheme == "8a8w-per-token" else {}
+    torch.manual_seed(0)
+    artifact = tosaic.compile(tosaic.quantize(nn.Linear(FEATURES, 8), x, [x], scheme, ports=ports, bias_correction=False))
+    assert ("CLZ" in artifact.passport.operators) == (port == "int16")
+    dtype = artifact.graph.inputs[0].dtype.numpy
+    assert dtype == np.dtype(port)
+    stored = np.random.default_rng(0).integers(np.iinfo(dtype).min, np.iinfo(dtype).max, x.shape, endpoint=True, dtype=dtype)
+    np.testing.assert_array_equal(artifact.run([stored], float_io=False)[0], reference(artifact.graph, [stored])[0])
+
+
+@SCHEMES
+def test_artifact_is_what_fake_quantization_says(scheme: str) -> None:
+    artifact, quantized = compiled(scheme)
     assert artifact.passport.spec == "TOSA-1.0+INT"
     step = artifact.passport.outputs[0].scale
     steps = []
@@ -84,8 +108,9 @@ def test_artifact_is_what_fake_quantization_says() -> None:
     assert np.mean(np.less(steps, 0.5)) > 0.9
 
 
-def test_reference_model_agrees(reference: Run) -> None:
-    artifact, _ = compiled("8a8w-per-token")
+@SCHEMES
+def test_reference_model_agrees(scheme: str, reference: Run) -> None:
+    artifact, _ = compiled(scheme)
     x = np.random.default_rng(0).integers(-128, 128, (1, TOKENS, FEATURES)).astype(np.int8)
     [found] = artifact.run([x], float_io=False)
     [expected] = reference(artifact.graph, [x])
@@ -105,21 +130,22 @@ def test_layers_of_one_input_normalise_it_once() -> None:
 
 
 def test_training_is_refused() -> None:
-    for options in ({"scheme": "8a8w-per-token"}, {"overrides": {"down": "8a8w-per-token"}}):
+    for options in ({"scheme": "8a8w-per-token"}, {"scheme": "16a8w-per-token"}, {"overrides": {"down": "8a8w-per-token"}}):
         with pytest.raises(InputError, match="scales per token are found at run time"):
             tosaic.prepare_qat(model(), sample(0), **options)
 
 
-def test_rows_take_64_to_128_steps_each() -> None:
+@pytest.mark.parametrize(("bits", "steps"), [(8, 128), (16, MOST)])
+def test_rows_take_half_of_all_steps_at_least(bits: int, steps: int) -> None:
     """The operator against its definition; a row of zeros stays zero, and unit 0 is plain float."""
     x = torch.tensor([[1.0, -0.4, 0.001], [1.99, 0.7, -0.011], [0.0, 0.0, 0.0], [1e-3, 9e-4, -1e-5]])
     unit, eye = 2.0**-20 * 1.3, torch.eye(3)
-    found = per_token_linear(x, eye, None, unit)
+    found = per_token_linear(x, eye, None, unit, bits)
     for row, result in zip(x.double(), found.double(), strict=True):
         if not row.any():
             assert not result.any()
             continue
-        step = unit * 2.0 ** (np.floor(np.log2(float(row.abs().max()) / unit)) - 6)
-        assert 64 <= float(row.abs().max()) / step < 128
-        torch.testing.assert_close(result, (row / step).round().clamp(-128, 127) * step, atol=1e-9, rtol=1e-6)
+        step = unit * 2.0 ** (np.floor(np.log2(float(row.abs().max()) / unit)) + 1) / steps
+        assert steps / 2 <= float(row.abs().max()) / step < steps
+        torch.testing.assert_close(result, (row / step).round().clamp(-steps, steps - 1) * step, atol=1e-9, rtol=1e-6)
     torch.testing.assert_close(per_token_linear(x, eye, torch.ones(3), 0.0), x + 1)

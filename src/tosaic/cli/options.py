@@ -53,7 +53,7 @@ Scheme = Annotated[
     str | None,
     Option(
         "--scheme",
-        metavar="8a8w|8a8w-per-token|16a8w|16a8w-digits|8a4w|fp32|fp16|bf16",
+        metavar="8a8w|8a8w-per-token|16a8w|16a8w-digits|16a8w-per-token|8a4w|fp32|fp16|bf16",
         show_default="8a8w",
         help="Activations and weights: int8 both, int16 and int8, int8 and int4, or float.",
     ),

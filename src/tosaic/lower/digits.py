@@ -73,11 +73,10 @@ def _fine(ctx: Context, x: Operand, step: float) -> Operand:
     exact = ctx.unrounded(x)
     if _is_fine(exact, step) and _is_bounded(ctx, exact):
         return ctx.resolve_clamp(exact)
-    if not _is_fine(x, step):
-        calibrated = x.bits is None and x.value.dtype is DType.INT32  # type: ignore[union-attr]
-        x = ctx.requantize(replace(x, bits=_BITS) if calibrated else x, Quant(step / _TAKEN, 0, DType.INT32))
     x = replace(ctx.resolve_clamp(x), origin=None)
-    return x if _is_bounded(ctx, x) else ctx.between(x, _BITS)
+    if x.value.dtype is DType.INT32:  # type: ignore[union-attr]
+        x = ctx.between(x, _BITS) if not _is_bounded(ctx, x) else x if x.bits is not None else replace(x, bits=_BITS)
+    return x if _is_fine(x, step) else ctx.requantize(x, Quant(step / _TAKEN, 0, DType.INT32))
 
 
 def _is_fine(x: Operand, step: float) -> bool:

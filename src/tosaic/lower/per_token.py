@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from tosaic import operators
+from tosaic import digits, operators
 from tosaic.lower.context import Context
+from tosaic.lower.digits import linear_in_digits
 from tosaic.lower.elementwise import add_operands
 from tosaic.lower.fixed import as_wanted, calc, wide_scale
 from tosaic.lower.operand import Operand, Quant
@@ -17,13 +18,15 @@ _STEP = 2.0 ** (_ROOM - 7)  # of a normalised row, in its own units
 
 
 @lower(operators.per_token_linear)
-def per_token_linear(ctx: Context, x: Operand, weight: Operand, bias: Operand | None, unit: float) -> Operand:
-    """per_token_linear(Tensor self, Tensor weight, Tensor? bias, float unit) -> Tensor
+def per_token_linear(ctx: Context, x: Operand, weight: Operand, bias: Operand | None, unit: float, bits: int = 8) -> Operand:
+    """per_token_linear(Tensor self, Tensor weight, Tensor? bias, float unit, int bits=8) -> Tensor
 
     x is int32, |x| < 2^31. count = max(CLZ(max |x|) - 8, 0) in [0, 24] for each row; h = x 2^(count - 17), int8 (saturated where count
     is 0 and the row passes 2^24); the product with the weight, an int32 accumulator as any linear's, is brought to a scale at
-    which its structural bound is below 2^29 for count = 0, then shifted right by count.
+    which its structural bound is below 2^29 for count = 0, then shifted right by count. Of 16 bits, h is two int8 digits (see `linear`).
     """
+    if x.quant is not None and x.quant.dtype is DType.INT16:
+        x = ctx.to_i32(x)
     if x.quant is None or x.quant.dtype is not DType.INT32 or not unit:
         return linear(ctx, x, weight, bias)
     x = ctx.plain(x)
@@ -32,9 +35,13 @@ def per_token_linear(ctx: Context, x: Operand, weight: Operand, bias: Operand | 
     largest = ctx.emit(ops.ReduceMax(len(value.shape) - 1), ctx.emit(ops.Abs(), value))
     count = calc(ctx, ops.Maximum(), calc(ctx, ops.Sub(), ctx.emit(ops.Clz(), largest), 31 - _ROOM + 1), 0)
     normal = ctx.emit(ops.LogicalLeftShift(), value, count)
-    step = Quant(scale * _STEP, 0, DType.INT8)
-    row = Operand(ctx.rescale(normal, Quant(scale, 0, DType.INT32), step), quant=step)
-    product = linear(ctx, row, weight)
+    low, high = ctx.interval(value)
+    normal = ctx.bounded(normal, min(low, -(2**_ROOM)), max(high, 2**_ROOM), "normalised, or as it is where the row is larger than that")
+    row = Operand(normal, quant=Quant(scale, 0, DType.INT32))
+    if bits == 8:
+        product = linear(ctx, ctx.requantize(row, Quant(scale * _STEP, 0, DType.INT8)), weight)
+    else:
+        product = linear_in_digits(ctx, row, weight, None, scale * 2.0**_ROOM / digits.MOST)
     assert product.quant is not None and product.bits is not None
     reach = float(product.quant.scales.max()) * 2.0**product.bits
     fine, bits = wide_scale(ctx, reach)

@@ -24,7 +24,7 @@ def mark_linears(module: GraphModule, recipe: Recipe) -> None:
         scheme = recipe.scheme_of(module_path(node), aten_name(node), is_linear_layer(node))
         if scheme.per_token and node.args[1].op == "get_attr":
             bias = node.args[2] if len(node.args) > 2 else None
-            node.target, node.args = per_token_linear, (*node.args[:2], bias, 0.0)
+            node.target, node.args = per_token_linear, (*node.args[:2], bias, 0.0, 8 if scheme.linear is None else 16)
     module.recompile()
 
 
@@ -34,5 +34,5 @@ def set_units(converted: GraphModule) -> None:
         source = node.args[0]
         if source.target is not DEQUANTIZE:
             raise QuantizeError(f"'{node.name}' has an input that is not quantized, and scales per token need one")
-        node.args = (*node.args[:3], float(source.args[1]))
+        node.args = (*node.args[:3], float(source.args[1]), *node.args[4:])
     converted.recompile()

@@ -138,7 +138,7 @@ class TosaQuantizer(Quantizer):
 
     def _is_linear(self, node: Node) -> bool:
         """A linear layer with constant weights."""
-        return node.target is aten.linear.default and node.args[1] in self._constant
+        return node.target in (aten.linear.default, per_token_linear) and node.args[1] in self._constant
 
     def _check_ports(self, model: torch.fx.GraphModule) -> None:
         names = [*(n.name for n in model.graph.find_nodes(op="placeholder")), *self.output_names]
@@ -192,11 +192,6 @@ class TosaQuantizer(Quantizer):
         chosen = self.chosen.get(node.name)
         return chosen.rule if chosen else None
 
-    def _entering(self, node: Node, scheme: Scheme) -> Precision:
-        """Precision of what enters an operator that takes no wide values."""
-        assert scheme.activation is not None
-        return scheme.linear if scheme.linear is not None and self._is_linear(node) else scheme.activation
-
     def _between(self, scheme: Scheme) -> Precision:
         assert scheme.activation is not None
         wide = PRECISIONS[self.recipe.between]
@@ -233,11 +228,10 @@ class TosaQuantizer(Quantizer):
                 wanted.add("float")
             elif user.target is operator.getitem or rule.kind is Kind.MOVE:
                 wanted |= self._demand[user]
-            elif rule.kind in _NARROW:
-                entering = self._entering(user, scheme)
-                wanted.add(_IN_DIGITS if entering is DIGITS else _name(entering))
+            elif scheme.linear is not None and self._is_linear(user):
+                wanted.add(_IN_DIGITS)
             else:
-                wanted.add("wide")
+                wanted.add(_name(scheme.activation) if rule.kind in _NARROW else "wide")
         return wanted
 
     def _names_of(self, node: Node, output: Node) -> list[str]:
@@ -346,9 +340,9 @@ class TosaQuantizer(Quantizer):
             return None
         stored = self._stored[operand]
         if rule.kind in _NARROW:
-            entering = self._entering(node, scheme)
-            enough = stored == entering or (entering is DIGITS and stored == INT8)  # 8 bits have no second digit
-            return None if enough else self._activation(entering, operand.name)
+            wanted = scheme.linear if scheme.linear is not None and self._is_linear(node) else scheme.activation
+            enough = stored == wanted or (wanted is DIGITS and stored == INT8)  # 8 bits have no second digit
+            return None if enough else self._activation(wanted, operand.name)
         return None if stored is not None else self._activation(self._between(scheme), operand.name)
 
     def _output_spec(self, node: Node, rule: Rule, annotation: QuantizationAnnotation) -> object:

@@ -71,6 +71,7 @@ SCHEMES = {
     "8a8w-per-token": Scheme("8a8w-per-token", INT8, WEIGHT8, ("INT",), per_token=True),
     "16a8w": Scheme("16a8w", INT16, WEIGHT8, ("INT", "int16")),
     "16a8w-digits": Scheme("16a8w-digits", INT8, WEIGHT8, ("INT",), linear=DIGITS),
+    "16a8w-per-token": Scheme("16a8w-per-token", INT8, WEIGHT8, ("INT",), linear=DIGITS, per_token=True),
     "8a4w": Scheme("8a4w", INT8, WEIGHT4, ("INT", "int4")),
     "fp32": Scheme("fp32", None, None, ("FP",)),
     "fp16": Scheme("fp16", None, None, ("FP",)),
