@@ -8,15 +8,18 @@ The folders are those that `tosaic llm export` wrote. Scores are of whole chunks
 The peer gets the float program that the prefill artifact is made of, and the calibration tokens of an export with default settings. Its
 scores are kept in `.cache/benchmark/peer`, since they take minutes; they are used as long as weights and tokens are the same.
 
-Norms are handed over in both forms that models have them in: `spelled`, x * rsqrt(mean(x * x) + eps) * weight, as Hugging Face's models and
-ExecuTorch's own write them, and `whole`, as the one operator aten.rms_norm, which ExecuTorch 1.5.1 neither quantizes nor takes into a
-.vgf: it stays float, on the CPU between several files. Tosaic's result is the same for both.
+ExecuTorch quantizes in the two scopes that its export of language models has, full and linear. In the scope full, norms are handed over in
+both forms in which models have them: `spelled`, x * rsqrt(mean(x * x) + eps) * weight, as Hugging Face's models and ExecuTorch's own write
+them, and `whole`, the one operator aten.rms_norm, which ExecuTorch 1.5.1 neither quantizes nor takes into a .vgf: it stays float, on the
+CPU between several files. Tosaic's result is the same for both. Its histogram observers leave out the rare large values that such models
+live by; so it is also shown with min-max observers, which a user would have to know of.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import sys
 import tempfile
@@ -30,9 +33,8 @@ import numpy as np
 import torch
 from bench import OUTPUT, peer_python
 from models import run
-from ours_models import SPECS
 from peer_language import through
-from shared import Stopwatch, sqnr_db
+from shared import SPECS, Stopwatch, specification, sqnr_db
 from torch import Tensor, nn
 
 import tosaic
@@ -48,12 +50,22 @@ from tosaic.llm.score import Score, cut, float_model, perplexity, score
 from tosaic.llm.session import Session
 from tosaic.llm.settings import Settings
 from tosaic.llm.tokenizer import open_tokenizer
+from tosaic.quantization.schemes import SCOPES
 
 QUESTION = "What is the capital of France?"
 CALIBRATION = "emma"
 CHUNK, PEER_CHUNKS, PEER_LIMIT = 512, 4, 7200  # tokens; chunks that the peer is scored on; seconds
 LAYERS, TOKENS, LENGTH, SEQUENCES = 2, 64, 128, 2  # of the slice; the reference model takes seconds for one run of the head
-FORMS = ("spelled", "whole")
+# how the peer's runs differ: form of the norms, scope, observer of activations
+PEER_VARIANTS = {
+    "norms spelled": ("spelled", "full", "histogram"),
+    "norms whole": ("whole", "full", "histogram"),
+    "scope linear": ("whole", "linear", "histogram"),
+    "norms spelled, min-max": ("spelled", "full", "min-max"),
+    "norms whole, min-max": ("whole", "full", "min-max"),
+    "scope linear, min-max": ("whole", "linear", "min-max"),
+}
+SLICED = ("norms spelled", "norms whole", "scope linear")  # the observer decides no operator
 
 
 class SpelledNorm(RmsNorm):
@@ -108,31 +120,34 @@ def line(*cells: object) -> None:
 
 
 def peers(checkpoint: Checkpoint, text: str, chunks: int, refresh: bool) -> None:
-    """One line for each scheme and form of the norms: the peer's fake quantization of the whole model, in PyTorch."""
+    """One line for each scheme and variant: the peer's fake quantization of the whole model, in PyTorch."""
     settings = Settings("vgf_8a8w")
     tokenizer = open_tokenizer(checkpoint.path)
     calibration = samples_of(settings, tokenizer, zoo.novel(CALIBRATION), checkpoint.config.vocabulary)
     scored = cut(text, tokenizer, CHUNK, chunks)
-    key = hashlib.sha256(f"{checkpoint.digest()}{settings}".encode() + calibration.tobytes() + scored.numpy().tobytes()).hexdigest()
-    for form in FORMS:
-        for scheme in SPECS:
-            file = OUTPUT / "peer" / f"smollm2-{form}-{scheme}.json"
-            result = json.loads(file.read_text()) if file.exists() and not refresh else {}
-            if result.get("key") != key:
-                with tempfile.TemporaryDirectory(dir=OUTPUT) as temporary:
-                    folder = Path(temporary)
-                    hand_over(checkpoint, form, settings.prefill_chunk, settings.max_seq_length, calibration, scored.numpy(), folder)
-                    result = run(str(peer_python()), "peer_language.py", str(folder), scheme, limit=PEER_LIMIT) | {"key": key}
-                    if "failed" not in result:
-                        logits = np.load(folder / "fake.npy", mmap_mode="r")
-                        found = score(scored, {"float": float_model(checkpoint), "peer": lambda _, logits=logits: blocks(logits)})
-                        result["scores"] = {name: asdict(each) for name, each in found.items()}
-                file.write_text(json.dumps(result))
-            name = f"{result.get('name', 'ExecuTorch')} {scheme}, norms {form}, fake quantization"
-            if "failed" in result:
-                line(name, result["failed"])
-            else:
-                line(name, *cells(*(Score(**result["scores"][who]) for who in ("float", "peer"))), "", "", "")
+    sizes = f"{settings.prefill_chunk} {settings.max_seq_length}"
+    key = hashlib.sha256(f"{checkpoint.digest()} {sizes}".encode() + calibration.tobytes() + scored.numpy().tobytes()).hexdigest()
+    for (variant, (form, *how)), scheme in itertools.product(PEER_VARIANTS.items(), SPECS):
+        file = OUTPUT / "peer" / f"smollm2-{'-'.join((form, *how, scheme))}.json"
+        result = json.loads(file.read_text()) if file.exists() and not refresh else {}
+        if result.get("key") != key:
+            with tempfile.TemporaryDirectory(dir=OUTPUT) as temporary:
+                folder = Path(temporary)
+                hand_over(checkpoint, form, settings.prefill_chunk, settings.max_seq_length, calibration, scored.numpy(), folder)
+                result = peer(folder, scheme, *how) | {"key": key}
+                if "failed" not in result:
+                    logits = np.load(folder / "fake.npy", mmap_mode="r")
+                    found = score(scored, {"float": float_model(checkpoint), "peer": lambda _, logits=logits: blocks(logits)})
+                    result["scores"] = {name: asdict(each) for name, each in found.items()}
+            file.write_text(json.dumps(result))
+        found = [Score(**each) for each in result.get("scores", {}).values()]
+        said = [*cells(*found), "", "", ""] if found else [result["failed"]]
+        line(f"{result.get('name', 'ExecuTorch')} {scheme}, {variant}, fake quantization", *said)
+
+
+def peer(folder: Path, scheme: str, scope: str, observer: str, *options: str) -> dict[str, Any]:
+    how = ("--scope", scope, "--observer", observer, *options)
+    return run(str(peer_python()), "peer_language.py", str(folder), scheme, *how, limit=PEER_LIMIT)
 
 
 def blocks(logits: np.ndarray, size: int = 64) -> Iterator[Tensor]:
@@ -145,10 +160,14 @@ def hand_over(
 ) -> None:
     """Write what `peer_language.py` reads."""
     prefill = Prefill(checkpoint.decoder(tokens, length), form).eval()
-    example = prefill.example(tokens)
     with torch.no_grad():
-        torch.export.save(torch.export.export(prefill, example), folder / "float.pt2")
-        np.savez(folder / "tokens.npz", calibration=calibration, scored=scored)
+        program = torch.export.export(prefill, prefill.example(tokens))
+    for node in program.graph.find_nodes(op="call_function", target=torch.ops.aten.index_copy.default):
+        # ExecuTorch's own models write caches in both ways; in the scope linear its passes give index_copy indices that it does not take
+        caches, _, rows, new = node.args
+        node.target, node.args = torch.ops.aten.index_put.default, (caches, [None, rows], new)
+    torch.export.save(program, folder / "float.pt2")
+    np.savez(folder / "tokens.npz", calibration=calibration, scored=scored)
 
 
 def slices(checkpoint: Checkpoint, text: str) -> None:
@@ -162,16 +181,18 @@ def slices(checkpoint: Checkpoint, text: str) -> None:
     line("two layers", "SQNR of logits, dB", "fake quantization", ".vgf files", "operators", "left to the CPU", "quantize, s", "-> .vgf, s")
     print("|" + "---|" * 8)
     for scheme in SPECS:
-        settings = Settings(f"vgf_{scheme}", spec=SPECS[scheme], max_seq_length=LENGTH, prefill_chunk=TOKENS, full_logits=True)
-        calibration = samples_of(settings, tokenizer, zoo.novel(CALIBRATION), checkpoint.config.vocabulary)
-        with tempfile.TemporaryDirectory() as temporary:
-            result = ours(checkpoint, settings, calibration, scored, prefill.example(TOKENS), Path(temporary))
-            slice_line(scheme, result, Path(temporary), expected)
-        for form in FORMS:
+        for scope in SCOPES:
+            options = {"max_seq_length": LENGTH, "prefill_chunk": TOKENS, "full_logits": True}
+            settings = Settings(f"vgf_{scheme}", scope, specification(scheme, scope), **options)
+            calibration = samples_of(settings, tokenizer, zoo.novel(CALIBRATION), checkpoint.config.vocabulary)
+            with tempfile.TemporaryDirectory() as temporary:
+                result = ours(checkpoint, settings, calibration, scored, prefill.example(TOKENS), Path(temporary))
+                slice_line(f"{scheme}, scope {scope}", result, Path(temporary), expected)
+        for variant in SLICED:
+            form, *how = PEER_VARIANTS[variant]
             with tempfile.TemporaryDirectory() as temporary:
                 hand_over(checkpoint, form, TOKENS, LENGTH, calibration, scored, Path(temporary))
-                result = run(str(peer_python()), "peer_language.py", temporary, scheme, "--lower", limit=PEER_LIMIT)
-                slice_line(f"{scheme}, norms {form}", result, Path(temporary), expected)
+                slice_line(f"{scheme}, {variant}", peer(Path(temporary), scheme, *how, "--lower"), Path(temporary), expected)
 
 
 def slice_line(what: str, result: dict[str, Any], folder: Path, expected: Tensor) -> None:

@@ -15,9 +15,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from shared import claim_stdout, processor_seconds, sqnr_db, write_result
-
-SPECS = {"8a8w": "TOSA-1.0+INT", "16a8w": "TOSA-1.0+INT+int16"}
+from shared import SPECS, claim_stdout, processor_seconds, sqnr_db, write_result
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """ExecuTorch's Arm VGF backend on a language model: the peer's half of `language.py`.
 
-    python benchmarks/peer_language.py FOLDER 8a8w|16a8w [--lower]
+    python benchmarks/peer_language.py FOLDER 8a8w|16a8w [--scope full|linear] [--observer histogram|min-max] [--lower]
 
 FOLDER holds what `language.py` hands over: the float program (`float.pt2`: token ids [1,P], position [1] and caches to logits [1,P,V] and
 caches) and token ids (`tokens.npz`: `calibration` and `scored`, [N,L] each). Runs in the peer's environment, leaves there the logits of the
@@ -15,8 +15,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peer_models import SPECS, compile_spec_of, interpreter, lowered, made, message, quantized
-from shared import Stopwatch, claim_stdout, peak_memory_mb, write_result
+from peer_models import compile_spec_of, interpreter, lowered, made, message, quantized
+from shared import SPECS, Stopwatch, claim_stdout, peak_memory_mb, specification, write_result
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,6 +43,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("scheme", choices=SPECS)
+    parser.add_argument("--scope", choices=("full", "linear"), default="full")
+    parser.add_argument("--observer", choices=("histogram", "min-max"), default="histogram", help="of activations")
     parser.add_argument("--lower", action="store_true", help="make .vgf files too, and run them on the TOSA reference model")
     options = parser.parse_args()
     stdout = claim_stdout()
@@ -50,7 +52,7 @@ def main() -> None:
     import numpy as np
     import torch
 
-    compile_spec, watch = compile_spec_of(options.scheme, options.folder / "vgf"), Stopwatch()
+    compile_spec, watch = compile_spec_of(specification(options.scheme, options.scope), options.folder / "vgf"), Stopwatch()
     program, tokens = torch.export.load(options.folder / "float.pt2"), np.load(options.folder / "tokens.npz")
     example = program.example_inputs[0]
 
@@ -66,7 +68,8 @@ def main() -> None:
     stage = "quantize"
     try:
         with watch.stage("quantize"):
-            converted = quantized(program.module(check_guards=False), options.scheme, compile_spec, calibrate)
+            module = program.module(check_guards=False)
+            converted = quantized(module, options.scheme, compile_spec, calibrate, options.scope, options.observer)
         stage = "run"
         keep("fake", converted)
         if options.lower:

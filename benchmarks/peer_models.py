@@ -14,17 +14,16 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from peer_executorch import import_zoo, tosa_operators
-from shared import Stopwatch, claim_stdout, sqnr_db, write_result
-
-SPECS = {"8a8w": "TOSA-1.0+INT", "16a8w": "TOSA-1.0+INT+int16"}
+from shared import SPECS, Stopwatch, claim_stdout, sqnr_db, write_result
 
 
-def compile_spec_of(scheme: str, folder: Path) -> Any:
+def compile_spec_of(specification: str, folder: Path) -> Any:
     """What the backend is asked for, an emptied `folder` for its .vgf and .tosa files included."""
     from executorch.backends.arm.vgf import VgfCompileSpec
 
@@ -34,20 +33,35 @@ def compile_spec_of(scheme: str, folder: Path) -> Any:
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob("*_tag*"):
         stale.unlink()
-    compile_spec = VgfCompileSpec(SPECS[scheme])
+    compile_spec = VgfCompileSpec(specification)
     compile_spec.dump_intermediate_artifacts_to(str(folder))
     return compile_spec
 
 
-def quantized(module: Any, scheme: str, compile_spec: Any, calibrate: Callable[[Any], None]) -> Any:
-    """A captured module in fake quantization, by the backend's quantizer with its default settings."""
+def quantized(
+    module: Any, scheme: str, compile_spec: Any, calibrate: Callable[[Any], None], scope: str = "full", observer: str = "histogram"
+) -> Any:
+    """A captured module in fake quantization, by the backend's quantizer.
+
+    Args:
+        scope: "full", or "linear": only nn.Linear, as ExecuTorch's export of language models has it.
+        observer: of activations: "histogram", which is the backend's own choice and leaves out what is rare, or "min-max".
+    """
     import torch
     from executorch.backends.arm import quantizer as arm
+    from torchao.quantization.pt2e import MinMaxObserver
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    configuration = {"8a8w": arm.get_symmetric_quantization_config, "16a8w": arm.get_symmetric_a16w8_quantization_config}
+    configuration = {"8a8w": arm.get_symmetric_quantization_config, "16a8w": arm.get_symmetric_a16w8_quantization_config}[scheme]()
+    if observer == "min-max":
+        own = configuration.input_activation
+        activation = replace(own, observer_or_fake_quant_ctr=MinMaxObserver.with_args(**own.observer_or_fake_quant_ctr.p.keywords))
+        configuration = replace(configuration, input_activation=activation, output_activation=activation)
     quantizer = arm.VgfQuantizer(compile_spec)
-    quantizer.set_global(configuration[scheme]())
+    if scope == "linear":
+        quantizer.set_module_type(torch.nn.Linear, configuration)
+    else:
+        quantizer.set_global(configuration)
     prepared = prepare_pt2e(module, quantizer)
     with torch.no_grad():
         calibrate(prepared)
@@ -161,7 +175,7 @@ def main() -> None:
     with torch.no_grad():
         expected = torch.stack([model(*sample) for sample in samples[CALIBRATION:]])
     result: dict[str, Any] = {"name": f"ExecuTorch {version('executorch')}", "float_rms": float(expected.double().square().mean().sqrt())}
-    compile_spec = compile_spec_of(arguments.scheme, folder)
+    compile_spec = compile_spec_of(SPECS[arguments.scheme], folder)
     watch = Stopwatch()
     stage = "capture"
     try:

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 
 CALIBRATION = range(0, 10)  # images that the quantizers see
 HELD_OUT = range(10, 20)  # images on which the artifacts are scored
+SPECS = {"8a8w": "TOSA-1.0+INT", "16a8w": "TOSA-1.0+INT+int16"}
+
+
+def specification(scheme: str, scope: str) -> str:
+    """The smallest that holds a scheme; what the scope linear leaves alone is float."""
+    return SPECS[scheme] if scope == "full" else SPECS[scheme].replace("INT", "INT+FP", 1)
 
 
 class Stopwatch:
