@@ -107,9 +107,11 @@ def _is_mask(ctx: Context, x: Operand, room: float, want: Quant) -> bool:
 def _addend(ctx: Context, x: Operand, scale: float, masked: bool) -> Value:
     if masked:
         return ctx.store(bring(ctx, x, Quant(scale, 0, DType.INT32))).value  # type: ignore[return-value]
+    target = Quant(scale, 0, DType.INT32)
     if x.is_const:
-        return ctx.i32(Quant(scale, 0, DType.INT32).store(x.reals()))
-    return ctx.to_i32(x, scale).value  # type: ignore[return-value]
+        return ctx.i32(target.store(x.reals()))
+    # of two products that fill their range in calibration, one may be the coarser: beyond what RESCALE takes it saturates
+    return (ctx.to_i32(x, scale) if x.bits is None else ctx.requantize(x, target)).value  # type: ignore[return-value]
 
 
 def _plain_binary(ctx: Context, op: ops.Op, a: Operand, b: Operand) -> Operand:
@@ -210,9 +212,7 @@ def _times_constant(ctx: Context, x: Operand, constant: Operand) -> Operand:
     if factors.size == 1 and factors.ndim <= len(x.shape) and float(factors.reshape(())) > 0:
         x = ctx.resolve_clamp(x)
         assert x.quant is not None
-        factor = float(factors.reshape(()))
-        scaled = tuple(s * factor for s in x.quant.scale) if isinstance(x.quant.scale, tuple) else x.quant.scale * factor
-        return replace(x, quant=replace(x.quant, scale=scaled))
+        return replace(x, quant=x.quant.times(float(factors.reshape(()))))
     x, constant = broadcast_ranks(ctx, ctx.uniform(x), constant)
     calibrated = x.quant is not None and x.quant.dtype is DType.INT32 and x.bits is None and not x.exact
     bits = 30 if calibrated else ctx.magnitude_bits(x)

@@ -32,6 +32,10 @@ class Quant:
         """Scale as a float64 array: () or (channels,)."""
         return np.array(self.scale, dtype=np.float64)
 
+    def times(self, factor: float) -> Quant:
+        """Of the same stored values, when they stand for numbers that are `factor` times as large."""
+        return replace(self, scale=tuple(s * factor for s in self.scale) if isinstance(self.scale, tuple) else self.scale * factor)
+
     def store(self, real: np.ndarray) -> np.ndarray:
         """Stored integers (int64) of real numbers, rounded half to even as PyTorch does, saturated."""
         stored = np.rint(np.asarray(real, dtype=np.float64) / self.scales) + self.zero_point
@@ -54,8 +58,7 @@ class Origin:
 
     def quant_at(self, step: float) -> Quant:
         """Of `value`, where a factor has become part of the scale: `rounded` counts in steps of `step` there."""
-        factor, scale = step / self.step, self.quant.scale
-        return replace(self.quant, scale=tuple(s * factor for s in scale) if isinstance(scale, tuple) else scale * factor)
+        return self.quant.times(step / self.step)
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 from tosaic import digits, operators
 from tosaic.lower.context import Context
 from tosaic.lower.digits import linear_in_digits
 from tosaic.lower.elementwise import add_operands
-from tosaic.lower.fixed import as_wanted, calc, wide_scale
+from tosaic.lower.fixed import as_wanted, calc, inner_scale
 from tosaic.lower.operand import Operand, Quant
 from tosaic.lower.products import linear
 from tosaic.lower.registry import lower
 from tosaic.tosa import ops
+from tosaic.tosa.graph import Value
 from tosaic.tosa.types import DType
 
 _ROOM = 24  # bits of magnitude that a row is normalised to; rows beyond twice their calibrated range saturate
+_LIMIT = 30  # bits of magnitude of what RESCALE gives
 _STEP = 2.0 ** (_ROOM - 7)  # of a normalised row, in its own units
 
 
@@ -22,8 +27,10 @@ def per_token_linear(ctx: Context, x: Operand, weight: Operand, bias: Operand | 
     """per_token_linear(Tensor self, Tensor weight, Tensor? bias, float unit, int bits=8) -> Tensor
 
     x is int32, |x| < 2^31. count = max(CLZ(max |x|) - 8, 0) in [0, 24] for each row; h = x 2^(count - 17), int8 (saturated where count
-    is 0 and the row passes 2^24); the product with the weight, an int32 accumulator as any linear's, is brought to a scale at
-    which its structural bound is below 2^29 for count = 0, then shifted right by count. Of 16 bits, h is two int8 digits (see `linear`).
+    is 0 and the row passes 2^24); the product with the weight is an int32 accumulator as any linear's. Where integers are wanted, it is
+    brought to their scale, limited to 2^30 there, and shifted right by count: rows far smaller than the largest keep all
+    the bits that the scale has for them. Where floats are, it is multiplied by 2^-count, which is exact. Of 16 bits, h is two int8
+    digits (see `linear`).
     """
     if x.quant is not None and x.quant.dtype is DType.INT16:
         x = ctx.to_i32(x)
@@ -43,9 +50,21 @@ def per_token_linear(ctx: Context, x: Operand, weight: Operand, bias: Operand | 
     else:
         product = linear_in_digits(ctx, row, weight, None, scale * 2.0**_ROOM / digits.MOST)
     assert product.quant is not None and product.bits is not None
-    reach = float(product.quant.scales.max()) * 2.0**product.bits
-    fine, bits = wide_scale(ctx, reach)
-    product = ctx.plain(ctx.requantize(product, Quant(fine, 0, DType.INT32)))
-    assert product.value is not None
-    result = as_wanted(ctx, ctx.emit(ops.ArithmeticRightShift(True), product.value, count), fine, bits)
+    if ctx.want is None and ctx.spec.holds("FP"):
+        result = _in_float(ctx, product, count)
+    else:
+        reach = float(product.quant.scales.max()) * 2.0**product.bits
+        fine = reach / 2.0**_LIMIT if ctx.want is None else inner_scale(ctx, reach)
+        product = ctx.plain(ctx.requantize(product, Quant(fine, 0, DType.INT32)))
+        assert product.value is not None
+        bits = min(_LIMIT, math.ceil(math.log2(reach / fine) + 1e-9))
+        result = as_wanted(ctx, ctx.emit(ops.ArithmeticRightShift(True), product.value, count), fine, max(bits, 1))
     return result if bias is None else add_operands(ctx, result, bias, ops.Add())
+
+
+def _in_float(ctx: Context, product: Operand, count: Value) -> Operand:
+    """product 2^-count."""
+    assert product.quant is not None
+    scaled = ctx.plain(ctx.dequantize(replace(product, quant=product.quant.times(2.0**-_ROOM))))
+    power = calc(ctx, ops.LogicalRightShift(), 1 << _ROOM, count)
+    return Operand(ctx.emit(ops.Mul(), scaled.value, ctx.emit(ops.Cast(DType.FP32), power)))  # type: ignore[arg-type]
