@@ -164,13 +164,15 @@ class Outlier(nn.Module):
         return x + self.down(self.up(x) * rows)
 
 
-@pytest.mark.parametrize(("scope", "least"), [("full", 40), ("linear", 45)])
-def test_rows_beside_an_outlier_are_what_fake_quantization_says(scope: str, least: float) -> None:
+@pytest.mark.parametrize(
+    ("scheme", "scope", "least"), [("8a8w-per-token", "full", 40), ("8a8w-per-token", "linear", 45), ("16a8w", "linear", 45)]
+)
+def test_rows_beside_an_outlier_are_what_fake_quantization_says(scheme: str, scope: str, least: float) -> None:
     """Each row alone, against float quantize and dequantize; results in float are not rounded again."""
     torch.manual_seed(1)
     ports = {"x": "int32", "output": "int32"} if scope == "full" else {}
     samples = [sample(i) for i in range(8)]
-    quantized = tosaic.quantize(Outlier().eval(), samples[0], samples, "8a8w-per-token", scope=scope, ports=ports, bias_correction=False)
+    quantized = tosaic.quantize(Outlier().eval(), samples[0], samples, scheme, scope=scope, ports=ports, bias_correction=False)
     artifact = tosaic.compile(quantized)
     x = sample(21)
     found, fake = np.asarray(artifact.run(x, float_io=True)[0]), np.asarray(quantized(x))

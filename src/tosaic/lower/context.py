@@ -393,13 +393,18 @@ class Context:
     # Float
 
     def dequantize(self, x: Operand) -> Operand:
-        """`x` in float32: (stored - zero_point) * scale, each step in float32 as PyTorch does."""
+        """`x` in float32: (stored - zero_point) * scale, each step in float32 as PyTorch does.
+
+        48-bit accumulators keep the upper 30 bits that they may have: rows far below the largest are float numbers too.
+        """
         if x.quant is None:
             return x
         if x.is_const:
             return Operand(array=np.clip(x.reals(), x.low, x.high).astype(np.float32))
+        assert x.value is not None
         if x.quant.dtype is DType.INT48:
-            x = self.uniform(x)
+            upper = replace(x.quant.times(2.0 ** excess(31 if x.bits is None else x.bits)), dtype=DType.INT32)
+            x = replace(x, value=self.rescale(x.value, x.quant, upper), quant=upper)
         assert x.value is not None and x.quant is not None
         rank = len(x.value.shape)
         value = self.emit(ops.Cast(DType.FP32), x.value)

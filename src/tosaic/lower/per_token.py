@@ -17,7 +17,7 @@ from tosaic.tosa import ops
 from tosaic.tosa.graph import Value
 from tosaic.tosa.types import DType
 
-_ROOM = 24  # bits of magnitude that a row is normalised to; rows beyond twice their calibrated range saturate
+_ROOM = 26  # bits of magnitude that a row is normalised to; rows beyond 8 times their calibrated range saturate
 _LIMIT = 30  # bits of magnitude of what RESCALE gives
 _STEP = 2.0 ** (_ROOM - 7)  # of a normalised row, in its own units
 
@@ -26,8 +26,8 @@ _STEP = 2.0 ** (_ROOM - 7)  # of a normalised row, in its own units
 def per_token_linear(ctx: Context, x: Operand, weight: Operand, bias: Operand | None, unit: float, bits: int = 8) -> Operand:
     """per_token_linear(Tensor self, Tensor weight, Tensor? bias, float unit, int bits=8) -> Tensor
 
-    x is int32, |x| < 2^31. count = max(CLZ(max |x|) - 8, 0) in [0, 24] for each row; h = x 2^(count - 17), int8 (saturated where count
-    is 0 and the row passes 2^24); the product with the weight is an int32 accumulator as any linear's. Where integers are wanted, it is
+    x is int32, |x| < 2^31. count = max(CLZ(max |x|) - 6, 0) in [0, 26] for each row; h = x 2^(count - 19), int8 (saturated where count
+    is 0 and the row passes 2^26); the product with the weight is an int32 accumulator as any linear's. Where integers are wanted, it is
     brought to their scale, limited to 2^30 there, and shifted right by count: rows far smaller than the largest keep all
     the bits that the scale has for them. Where floats are, it is multiplied by 2^-count, which is exact. Of 16 bits, h is two int8
     digits (see `linear`).

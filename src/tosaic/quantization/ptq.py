@@ -107,7 +107,10 @@ def _observers(prepared: torch.fx.GraphModule) -> Iterator[tuple[tuple[str, str]
     for node in prepared.graph.find_nodes(op="call_module"):
         observer = prepared.get_submodule(str(node.target))
         if isinstance(observer, Observer):
-            yield (node.args[0].name, f"{observer.dtype} {observer.quant_max}"), observer
+            source = node.args[0]
+            while source.op == "call_module":  # what one observer gives, another may observe; observers have numbers for names
+                source = source.args[0]
+            yield (source.name, f"{observer.dtype} {observer.quant_max}"), observer
 
 
 def _take_over(prepared: torch.fx.GraphModule, ranges: Ranges) -> None:
