@@ -178,3 +178,24 @@ def test_rows_beside_an_outlier_are_what_fake_quantization_says(scheme: str, sco
     found, fake = np.asarray(artifact.run(x, float_io=True)[0]), np.asarray(quantized(x))
     scores = [sqnr(fake[0, i], found[0, i]) for i in range(TOKENS) if i != 3]
     assert min(scores) > least, scores
+
+
+@SCHEMES
+def test_rows_that_are_stored_coarser_than_they_were_calibrated(scheme: str) -> None:
+    """What is left of large sums behind a clamp is a small part of what its type holds, and keeps its size."""
+
+    class Clamped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(16, 8, bias=False), nn.Linear(8, 7)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x).clamp(-0.3, 0.5))
+
+    torch.manual_seed(0)
+    data = [torch.randn(2, 9, 16) * 3000 for _ in range(4)]
+    quantized = tosaic.quantize(Clamped().eval(), data[0], data, overrides={"b": scheme}, bias_correction=False)
+    fake = np.asarray(quantized(data[0]))
+    artifact = tosaic.compile(quantized)
+    step = artifact.passport.outputs[0].scale
+    np.testing.assert_allclose(artifact.run(data[0], float_io=True)[0], fake, atol=1.01 * step, rtol=0)  # of the int8 result

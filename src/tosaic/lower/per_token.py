@@ -19,6 +19,7 @@ from tosaic.tosa.types import DType
 
 _ROOM = 26  # bits of magnitude that a row is normalised to; rows beyond 8 times their calibrated range saturate
 _LIMIT = 30  # bits of magnitude of what RESCALE gives
+_COARSE = 2.0**4  # how much coarser than calibrated rows may be stored
 _STEP = 2.0 ** (_ROOM - 7)  # of a normalised row, in its own units
 
 
@@ -37,6 +38,10 @@ def per_token_linear(ctx: Context, x: Operand, weight: Operand, bias: Operand | 
     if x.quant is None or x.quant.dtype is not DType.INT32 or not unit:
         return linear(ctx, x, weight, bias)
     x = ctx.plain(x)
+    if float(x.quant.scale) > unit * _COARSE:  # type: ignore[arg-type, union-attr]
+        x = ctx.plain(
+            ctx.requantize(x, Quant(unit, 0, DType.INT32))
+        )  # normalised as it is, it would pass what its readers' scale has room for
     value, scale = x.value, float(x.quant.scale)  # type: ignore[arg-type, union-attr]
     assert value is not None
     largest = ctx.emit(ops.ReduceMax(len(value.shape) - 1), ctx.emit(ops.Abs(), value))
