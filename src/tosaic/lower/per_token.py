@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from tosaic import digits, operators
-from tosaic.lower.context import Context
+from tosaic.lower.context import CALIBRATED, Context
 from tosaic.lower.digits import linear_in_digits
 from tosaic.lower.elementwise import add_operands
 from tosaic.lower.fixed import as_wanted, calc, inner_scale
@@ -17,46 +17,41 @@ from tosaic.tosa import ops
 from tosaic.tosa.graph import Value
 from tosaic.tosa.types import DType
 
-_ROOM = 26  # bits of magnitude that a row is normalised to; rows beyond 8 times their calibrated range saturate
+_ROOM = 3  # bits above the calibrated range: rows beyond 8 times that saturate
 _LIMIT = 30  # bits of magnitude of what RESCALE gives
-_COARSE = 2.0**4  # how much coarser than calibrated rows may be stored
-_STEP = 2.0 ** (_ROOM - 7)  # of a normalised row, in its own units
 
 
 @lower(operators.per_token_linear)
 def per_token_linear(ctx: Context, x: Operand, weight: Operand, bias: Operand | None, unit: float, bits: int = 8) -> Operand:
     """per_token_linear(Tensor self, Tensor weight, Tensor? bias, float unit, int bits=8) -> Tensor
 
-    x is int32, |x| < 2^31. count = max(CLZ(max |x|) - 6, 0) in [0, 26] for each row; h = x 2^(count - 19), int8 (saturated where count
-    is 0 and the row passes 2^26); the product with the weight is an int32 accumulator as any linear's. Where integers are wanted, it is
-    brought to their scale, limited to 2^30 there, and shifted right by count: rows far smaller than the largest keep all
-    the bits that the scale has for them. Where floats are, it is multiplied by 2^-count, which is exact. Of 16 bits, h is two int8
-    digits (see `linear`).
+    x is int32, |x| < 2^31. count = max(CLZ(max |x|) - (32 - room), 0) in [0, room] for each row, where 2^room is 8 times the
+    calibrated |x|; h = x 2^(count + 7 - room), int8 (saturated where count is 0 and the row passes 2^room); the product with the
+    weight is an int32 accumulator as any linear's. Where integers are wanted, it is brought to their scale, limited to 2^30
+    there, and shifted right by count: rows far smaller than the largest keep all the bits that the scale has for them. Where
+    floats are, it is multiplied by 2^-count, which is exact. Of 16 bits, h is two int8 digits (see `linear`).
     """
     if x.quant is not None and x.quant.dtype is DType.INT16:
-        x = ctx.to_i32(x)
+        x = replace(ctx.to_i32(x), calibrated=2.0**15)
     if x.quant is None or x.quant.dtype is not DType.INT32 or not unit:
         return linear(ctx, x, weight, bias)
+    room = max(7, math.ceil(math.log2(min(x.calibrated or CALIBRATED, CALIBRATED))) + _ROOM)
     x = ctx.plain(x)
-    if float(x.quant.scale) > unit * _COARSE:  # type: ignore[arg-type, union-attr]
-        x = ctx.plain(
-            ctx.requantize(x, Quant(unit, 0, DType.INT32))
-        )  # normalised as it is, it would pass what its readers' scale has room for
     value, scale = x.value, float(x.quant.scale)  # type: ignore[arg-type, union-attr]
     assert value is not None
     largest = ctx.emit(ops.ReduceMax(len(value.shape) - 1), ctx.emit(ops.Abs(), value))
-    count = calc(ctx, ops.Maximum(), calc(ctx, ops.Sub(), ctx.emit(ops.Clz(), largest), 31 - _ROOM + 1), 0)
+    count = calc(ctx, ops.Maximum(), calc(ctx, ops.Sub(), ctx.emit(ops.Clz(), largest), 32 - room), 0)
     normal = ctx.emit(ops.LogicalLeftShift(), value, count)
     low, high = ctx.interval(value)
-    normal = ctx.bounded(normal, min(low, -(2**_ROOM)), max(high, 2**_ROOM), "normalised, or as it is where the row is larger than that")
+    normal = ctx.bounded(normal, min(low, -(2**room)), max(high, 2**room), "normalised, or as it is where the row is larger than that")
     row = Operand(normal, quant=Quant(scale, 0, DType.INT32))
     if bits == 8:
-        product = linear(ctx, ctx.requantize(row, Quant(scale * _STEP, 0, DType.INT8)), weight)
+        product = linear(ctx, ctx.requantize(row, Quant(scale * 2.0 ** (room - 7), 0, DType.INT8)), weight)
     else:
-        product = linear_in_digits(ctx, row, weight, None, scale * 2.0**_ROOM / digits.MOST)
+        product = linear_in_digits(ctx, row, weight, None, scale * 2.0**room / digits.MOST)
     assert product.quant is not None and product.bits is not None
     if ctx.want is None and ctx.spec.holds("FP"):
-        result = _in_float(ctx, product, count)
+        result = _in_float(ctx, product, count, room)
     else:
         reach = float(product.quant.scales.max()) * 2.0**product.bits
         fine = reach / 2.0**_LIMIT if ctx.want is None else inner_scale(ctx, reach)
@@ -67,9 +62,9 @@ def per_token_linear(ctx: Context, x: Operand, weight: Operand, bias: Operand | 
     return result if bias is None else add_operands(ctx, result, bias, ops.Add())
 
 
-def _in_float(ctx: Context, product: Operand, count: Value) -> Operand:
-    """product 2^-count."""
+def _in_float(ctx: Context, product: Operand, count: Value, room: int) -> Operand:
+    """product 2^-count, count in [0, room]."""
     assert product.quant is not None
-    scaled = ctx.plain(ctx.dequantize(replace(product, quant=product.quant.times(2.0**-_ROOM))))
-    power = calc(ctx, ops.LogicalRightShift(), 1 << _ROOM, count)
+    scaled = ctx.plain(ctx.dequantize(replace(product, quant=product.quant.times(2.0**-room))))
+    power = calc(ctx, ops.LogicalRightShift(), 1 << room, count)
     return Operand(ctx.emit(ops.Mul(), scaled.value, ctx.emit(ops.Cast(DType.FP32), power)))  # type: ignore[arg-type]
