@@ -40,7 +40,7 @@ from torch import Tensor, nn
 import tosaic
 from tosaic import zoo
 from tosaic.assembly import Piece, assemble
-from tosaic.llm.chain import choice_of, parts, samples_of, smoothed
+from tosaic.llm.chain import parts, prepared, samples_of
 from tosaic.llm.chain import through as through_part
 from tosaic.llm.checkpoint import Checkpoint, open_checkpoint
 from tosaic.llm.decoder import Decoder, RmsNorm
@@ -214,12 +214,12 @@ def ours(
     shapes = Shapes(settings.prefill_chunk, settings.max_seq_length, settings.full_logits)
     watch, made, stream = Stopwatch(), [], calibration
     with watch.stage("quantize"):
-        for number, name, make in parts(checkpoint, shapes):
+        for number, _, make in parts(checkpoint, shapes):
             part, layer = make()
-            smoothed(part, layer, settings, stream)
+            choice = prepared(part, layer, settings, checkpoint, stream)
             behind = np.empty((*calibration.shape, checkpoint.config.hidden), np.float32) if number <= checkpoint.config.layers else None
             samples = through_part(part.calibrated, stream, behind)
-            made.append((part, quantize_part(part, choice_of(settings, name, checkpoint), settings.spec, samples)))
+            made.append((part, quantize_part(part, choice, settings.spec, samples)))
             stream = behind
     with watch.stage("lower"):
         pieces = []

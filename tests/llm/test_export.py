@@ -156,8 +156,8 @@ def test_layers_of_two_digits(reference: Run, tmp_path: Path) -> None:
     prefill, decode = programs(made.folder)
     assert prefill.passport.spec == decode.passport.spec == "TOSA-1.0+INT"
     for program, at, count in ((prefill, 0, e.CHUNK), (decode, e.CHUNK, 1)):
-        # the sums over two digits; no other operator sums up along that axis
-        assert sum(isinstance(n.op, ops.ReduceSum) and n.inputs[0].shape[:2] == (1, 2) for n in program.graph.nodes) == 2
+        # the sums over two digits, of two layers and of the head; no other operator sums up along that axis
+        assert sum(isinstance(n.op, ops.ReduceSum) and n.inputs[0].shape[:2] == (1, 2) for n in program.graph.nodes) == 3
         feed = caches.inputs(program, IDS[:, at : at + count], at)
         found = program.run(feed, float_io=False)
         for a, b in zip(found, reference(program.graph, feed), strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -111,10 +112,25 @@ def test_dead_channels(tmp_path: Path) -> None:
 def test_hooks_leave(tmp_path: Path) -> None:
     decoder = open_checkpoint(tiny.save_hugging_face("llama", tmp_path)).decoder(24, 24)
     statistics = statistics_of(decoder, 0)
-    rows = statistics.tokens["mlp.down_proj"]
+    rows = statistics.powers["mlp.down_proj"]
     logits(decoder)
     assert len(rows) == 1 and rows[0].shape == (24,)
-    assert float(rows[0].max()) == float(statistics.channels["mlp.down_proj"].max())
+
+
+def test_noise_at_eight_bits() -> None:
+    """By quantizing; one token that is far larger than the others makes them noisy."""
+    x = torch.randn(200, 64, generator=torch.Generator().manual_seed(4))
+    for factor, least, most in ((1.0, 25, 40), (16.0, 10, 25)):
+        x[0] *= factor
+        statistics = Statistics()
+        for some in x.split(50):
+            statistics.see("here", some, powers=True)
+        step = 2 * x.abs().max() / 255
+        error = (x / step).round() * step - x
+        measured = float(10 * torch.log10(x.square().mean(1) / error.square().mean(1)).median())
+        assert least < measured < most
+        assert statistics.noise("here") == pytest.approx(measured, abs=1)
+    assert Statistics({"zero": torch.zeros(4)}, {"zero": [torch.zeros(3)]}).noise("zero") == math.inf
 
 
 @pytest.mark.parametrize("name", ["llama-tied", "gemma3"])

@@ -14,9 +14,11 @@ from tosaic.llm.checkpoint import Checkpoint
 from tosaic.llm.decoder import End, Layer
 from tosaic.llm.parts import Choice, Part, Shapes, Variant, end_part, layer_part, start_part
 from tosaic.llm.settings import Settings
-from tosaic.llm.smoothing import observed, smooth, smooth_end
+from tosaic.llm.smoothing import INPUTS, Statistics, observed, smooth, smooth_end
 from tosaic.llm.tokenizer import Tokenizer
 from tosaic.quantization.schemes import SCHEMES
+
+_NOISY = 22.0  # dB at 8 bits with one scale, below which an input of a linear layer takes 16
 
 
 def parts(checkpoint: Checkpoint, shapes: Shapes) -> Iterator[tuple[int, str, Callable[[], tuple[Part, Layer | None]]]]:
@@ -33,13 +35,27 @@ def parts(checkpoint: Checkpoint, shapes: Shapes) -> Iterator[tuple[int, str, Ca
     yield count + 1, "end", lambda: (end_part(checkpoint, shapes), None)
 
 
-def smoothed(part: Part, layer: Layer | None, settings: Settings, stream: np.ndarray) -> None:
-    """Smooth a part in place, where `settings` want it; `stream` goes in."""
+def prepared(part: Part, layer: Layer | None, settings: Settings, checkpoint: Checkpoint, stream: np.ndarray) -> Choice:
+    """How a part is quantized, once it is smoothed in place where `settings` want it; `stream` goes in."""
+    _smoothed(part, layer, settings, stream)
+    found = {}
+    if settings.finds_outliers and layer is not None:
+        statistics = _observed(part, layer, stream)
+        noisy = [name for place, names in INPUTS.items() if statistics.noise(place) < _NOISY for name in names]
+        found = {f"{part.name}{name}": "16a8w-digits" for name in noisy}
+    return _choice(settings, part.name.removesuffix("."), checkpoint, found)
+
+
+def _observed(part: Part, layer: Layer, stream: np.ndarray) -> Statistics:
+    with observed(layer) as statistics:
+        for _ in through(part.calibrated, stream):
+            pass
+    return statistics
+
+
+def _smoothed(part: Part, layer: Layer | None, settings: Settings, stream: np.ndarray) -> None:
     if settings.smooths and layer is not None:
-        with observed(layer) as statistics:
-            for _ in through(part.calibrated, stream):
-                pass
-        smooth(layer, statistics)
+        smooth(layer, _observed(part, layer, stream))
     elif settings.smooths and isinstance(end := part.calibrated.module, End):
         with torch.no_grad():
             largest = [end.norm(x).abs().amax((0, 1)) for (x,) in through(part.calibrated, stream)]
@@ -91,8 +107,8 @@ def _overrides(pattern: str, scheme: str, module: str) -> bool:
     return fnmatch.fnmatch(module, pattern) and (module != "embed_tokens" or SCHEMES[scheme].linear is None)
 
 
-def choice_of(settings: Settings, name: str, checkpoint: Checkpoint) -> Choice:
-    """The scheme of a part, with the overrides of its layers by their names inside it."""
+def _choice(settings: Settings, name: str, checkpoint: Checkpoint, found: Mapping[str, str]) -> Choice:
+    """The scheme of a part, with the overrides of its layers by their names inside it: `found` by measurement, then the user's."""
     if settings.mode is None:
         return Choice(None)
     recipe, prefix = settings.recipe, f"{name}."
@@ -101,7 +117,7 @@ def choice_of(settings: Settings, name: str, checkpoint: Checkpoint) -> Choice:
     for module in _modules(checkpoint):
         inside = module.replace(prefix, "layer.", 1) if module.startswith(prefix) else module
         here = module.startswith(prefix) or (name, module) in (("start", "embed_tokens"), ("end", "lm_head"))
-        for pattern, scheme in settings.overrides.items():
+        for pattern, scheme in {**settings.head, **found, **settings.overrides}.items():
             if here and _overrides(pattern, scheme, module):
                 overrides[inside] = scheme
     return Choice(recipe.scheme, recipe.scope, overrides)

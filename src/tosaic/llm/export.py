@@ -19,7 +19,7 @@ import numpy as np
 
 from tosaic.artifact import versions
 from tosaic.assembly import assemble
-from tosaic.llm.chain import check_overrides, choice_of, parts, samples_of, smoothed, through
+from tosaic.llm.chain import check_overrides, parts, prepared, samples_of, through
 from tosaic.llm.checkpoint import Checkpoint
 from tosaic.llm.manifest import CacheRecord, Manifest, ProgramRecord, write_manifest
 from tosaic.llm.memory import release
@@ -87,9 +87,9 @@ def export(
         stream = samples if number == 0 else work.stream(number)
         next_stream = work.new_stream(number + 1, (*samples.shape, config.hidden)) if number <= config.layers else None
         part, layer = make()
-        smoothed(part, layer, settings, stream)
+        choice = prepared(part, layer, settings, checkpoint, stream)
         calibration = through(part.calibrated, stream, next_stream)
-        compiled = compile_part(part, choice_of(settings, name, checkpoint), settings.spec, calibration)
+        compiled = compile_part(part, choice, settings.spec, calibration)
         work.keep(name, compiled, next_stream)
         del part, layer, calibration, compiled
         release()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tosaic.errors import InputError
-from tosaic.llm.chain import choice_of, parts, samples_of, smoothed, through
+from tosaic.llm.chain import parts, prepared, samples_of, through
 from tosaic.llm.checkpoint import Checkpoint
 from tosaic.llm.manifest import Manifest
 from tosaic.llm.memory import release
@@ -52,12 +52,11 @@ def fake_quantized_model(
         whole = -(-length // shapes.tokens) * shapes.tokens
         scored, calibrated = torch.nn.functional.pad(chunks, (0, whole - length)).numpy(), samples
         last = checkpoint.config.layers + 1
-        for number, name, make in parts(checkpoint, shapes):
+        for number, _, make in parts(checkpoint, shapes):
             if progress is not None:
                 progress("parts of the fake-quantized model", number, last + 1)
             part, layer = make()
-            smoothed(part, layer, settings, calibrated)
-            choice = choice_of(settings, name, checkpoint)
+            choice = prepared(part, layer, settings, checkpoint, calibrated)
             behind = None if number == last else np.empty((*calibrated.shape[:2], checkpoint.config.hidden), np.float32)
             quantized = quantize_part(part, choice, settings.spec, through(part.calibrated, calibrated, behind))
             variant = Variant(quantized.module, part.calibrated.inputs)

@@ -28,7 +28,8 @@ class Settings:
         prefill_chunk: tokens that one run of the prefill artifact takes; 0 stands for 128, or `max_seq_length` where that is less.
         calibration_limit: samples of text to calibrate on.
         calibration_seq_length: tokens of each, whole chunks; 0 stands for 256, or what is nearest below.
-        activation_scales: of what enters linear layers, "static" or "per-token"; None takes what measures best in the mode.
+        activation_scales: of what enters linear layers, "static" or "per-token"; None takes what measures best in the mode. With
+            static scales in vgf_8a8w, inputs get 16 bits (as two int8 digits) of which few tokens take most of the range in calibration.
         overrides: module path pattern or aten operator -> scheme.
         smoothing: move scale between channels, so that ranges of activations become narrower and those of weights wider; None: in
             vgf_8a8w, since 16 bits hold activations as they are.
@@ -69,6 +70,16 @@ class Settings:
     def smooths(self) -> bool:
         """Whether layers are smoothed."""
         return self.mode == "vgf_8a8w" if self.smoothing is None else self.smoothing and self.mode is not None
+
+    @property
+    def head(self) -> Mapping[str, str]:
+        """The scheme of the head, where it is not the mode's: logits are what a user sees, and one layer of 16 bits costs little."""
+        return {"lm_head": "16a8w-per-token" if self.per_token else "16a8w-digits"} if self.mode == "vgf_8a8w" else {}
+
+    @property
+    def finds_outliers(self) -> bool:
+        """Whether inputs of linear layers of which few tokens take most of the range get 16 bits; those with scales per token need none."""
+        return self.mode == "vgf_8a8w" and not self.per_token
 
     @property
     def recipe(self) -> Recipe:

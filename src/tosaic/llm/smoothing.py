@@ -7,6 +7,7 @@ and keys. H is the hidden size, D the size of a head.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,22 +40,34 @@ class Statistics:
         channels: for each place, the largest magnitude of each channel: inputs of linear layers by the path of the layer (q_proj and
             gate_proj stand for those with the same input), "queries" and "keys" [heads,D] before rotation, of a pair that is rotated the
             larger norm, and "values".
-        tokens: for inputs of linear layers, the largest magnitude in each token.
+        powers: for inputs of linear layers, the mean square of each token.
     """
 
     channels: dict[str, Tensor] = field(default_factory=dict)
-    tokens: dict[str, list[Tensor]] = field(default_factory=dict)
+    powers: dict[str, list[Tensor]] = field(default_factory=dict)
 
-    def see(self, place: str, x: Tensor, *, tokens: bool = False) -> None:
+    def see(self, place: str, x: Tensor, *, powers: bool = False) -> None:
         """Count x, channels last (heads first, tokens second, channels last, if it has heads)."""
         magnitude = x.detach().abs()
         found = magnitude.amax(-2)
         self.channels[place] = torch.maximum(self.channels[place], found) if place in self.channels else found
-        if tokens:
-            self.tokens.setdefault(place, []).append(magnitude.amax(-1).flatten())
+        if powers:
+            self.powers.setdefault(place, []).append(magnitude.square().mean(-1).flatten())
+
+    def noise(self, place: str) -> float:
+        """Median over tokens of signal to quantization noise, in dB, were the input of a linear layer int8 with one static scale."""
+        step = 2 * float(self.channels[place].max()) / 255
+        power = float(torch.cat(self.powers[place]).median())
+        return 10 * math.log10(max(power, 1e-38) / (step**2 / 12)) if step else math.inf
 
 
-_INPUTS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj")
+# the linear layers of a layer, by the first of those with the same input
+INPUTS = {
+    "self_attn.q_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "self_attn.o_proj": ("self_attn.o_proj",),
+    "mlp.gate_proj": ("mlp.gate_proj", "mlp.up_proj"),
+    "mlp.down_proj": ("mlp.down_proj",),
+}
 
 
 @contextmanager
@@ -63,7 +76,7 @@ def observed(layer: Layer) -> Iterator[Statistics]:
     statistics, attention = Statistics(), layer.self_attn
 
     def input_of(place: str) -> Any:
-        return lambda _, inputs: statistics.see(place, inputs[0][0], tokens=True)
+        return lambda _, inputs: statistics.see(place, inputs[0][0], powers=True)
 
     def pairs_of(place: str) -> Any:
         def see(_: nn.Module, __: Any, output: Tensor) -> None:
@@ -73,7 +86,7 @@ def observed(layer: Layer) -> Iterator[Statistics]:
 
         return see
 
-    hooks = [layer.get_submodule(place).register_forward_pre_hook(input_of(place)) for place in _INPUTS]
+    hooks = [layer.get_submodule(place).register_forward_pre_hook(input_of(place)) for place in INPUTS]
     hooks += [attention.q_norm.register_forward_hook(pairs_of("queries")), attention.k_norm.register_forward_hook(pairs_of("keys"))]
     hooks += [attention.v_proj.register_forward_hook(lambda _, __, output: statistics.see("values", output[0]))]
     try:
