@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tosaic.llm.decoder import End, Layer, RmsNorm
 
 _LEAST = 2.0**-20  # of the largest channel: smaller ones are not enlarged further, since nothing may ever be seen of them
+_ROWS = 4096  # of a weight that are looked at together
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,13 @@ def _factors(activations: Tensor, weights: Tensor, share: float) -> Tensor:
 
 def _columns(linears: list[nn.Linear]) -> Tensor:
     """The largest weight of each input channel, relative to the largest of its row, which has a scale of its own."""
-    return torch.stack([(w.weight.abs() / w.weight.abs().amax(1, keepdim=True).clamp(min=1e-30)).amax(0) for w in linears]).amax(0)
+
+    def largest(rows: Tensor) -> Tensor:
+        magnitude = rows.abs()
+        return (magnitude / magnitude.amax(1, keepdim=True).clamp(min=1e-30)).amax(0)
+
+    # some rows at a time: a head has as many as the vocabulary has tokens
+    return torch.stack([largest(rows) for linear in linears for rows in linear.weight.split(_ROWS)]).amax(0)
 
 
 def _divide_rows(linear: nn.Linear, factors: Tensor) -> None:
