@@ -60,7 +60,7 @@ def quantize(
         calibration: iterable of input tuples (a DataLoader too), representative of what the model will see. Or what `quantize`
             returned for the same model in other shapes, without bias correction: both then have the same scales.
         scheme: "8a8w" (int8 weights and activations), "16a8w" (int16 activations), "8a4w" (int4 weights), "8a8w-per-token"
-            (8a8w with a scale for each row of a linear layer's input, found at run time) "16a8w-digits" or "16a8w-per-token"
+            (8a8w with a scale for each row of a linear layer's input, found at run time), "16a8w-digits" or "16a8w-per-token"
             (8a8w with 16 bits in the inputs of linear layers, as two int8 digits, which need no extension).
         scope: "full", or "linear" for nn.Linear only.
         overrides: module path pattern or aten operator name -> scheme, e.g. {"head.*": "fp32"}.

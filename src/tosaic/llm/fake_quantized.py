@@ -43,7 +43,7 @@ def fake_quantized_model(
     if settings.mode is None:
         raise InputError(f"{manifest.name} was exported in float: it has no fake-quantized model", remedy="leave out --calibration-text")
     samples = samples_of(settings, tokenizer, text, checkpoint.config.vocabulary)
-    if hashlib.sha256(samples.tobytes()).hexdigest() != manifest.calibration["sha256"]:
+    if hashlib.sha256(samples.tobytes()).hexdigest() != manifest.calibration.get("sha256"):
         raise InputError("--calibration-text is not the text that calibrated the export", remedy="give that one")
     shapes = Shapes(settings.prefill_chunk, settings.max_seq_length, settings.full_logits)
 
