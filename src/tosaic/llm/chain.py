@@ -18,7 +18,7 @@ from tosaic.llm.smoothing import INPUTS, Statistics, observed, smooth, smooth_en
 from tosaic.llm.tokenizer import Tokenizer
 from tosaic.quantization.schemes import SCHEMES
 
-_NOISY = 22.0  # dB at 8 bits with one scale, below which an input of a linear layer takes 16
+_NOISY = 24.0  # dB at 8 bits with one scale, below which an input of a linear layer takes 16
 
 
 def parts(checkpoint: Checkpoint, shapes: Shapes) -> Iterator[tuple[int, str, Callable[[], tuple[Part, Layer | None]]]]:
