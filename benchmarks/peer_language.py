@@ -80,7 +80,7 @@ def main() -> None:
             stage = "run"
             run = interpreter(edge, options.folder / "vgf")
             keep("artifact", lambda *inputs: run(inputs))
-    except Exception as failure:
+    except Exception as failure:  # whatever it is, that the peer fails is a result
         result["failed"] = message(stage, failure)
     result |= {"seconds": watch.seconds, "processors": watch.processors, "peak_memory_mb": peak_memory_mb()}
     write_result(stdout, result)

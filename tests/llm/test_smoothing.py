@@ -129,8 +129,8 @@ def test_noise_at_eight_bits() -> None:
         error = (x / step).round() * step - x
         measured = float(10 * torch.log10(x.square().mean(1) / error.square().mean(1)).median())
         assert least < measured < most
-        assert statistics.noise("here") == pytest.approx(measured, abs=1)
-    assert Statistics({"zero": torch.zeros(4)}, {"zero": [torch.zeros(3)]}).noise("zero") == math.inf
+        assert statistics.signal_to_noise("here") == pytest.approx(measured, abs=1)
+    assert Statistics({"zero": torch.zeros(4)}, {"zero": [torch.zeros(3)]}).signal_to_noise("zero") == math.inf
 
 
 @pytest.mark.parametrize("name", ["llama-tied", "gemma3"])

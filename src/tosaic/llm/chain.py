@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
@@ -18,6 +19,7 @@ from tosaic.llm.smoothing import INPUTS, Statistics, observed, smooth, smooth_en
 from tosaic.llm.tokenizer import Tokenizer
 from tosaic.quantization.schemes import SCHEMES
 
+Progress = Callable[[str, int, int], None]  # what is being done, how much is done, and how much there is
 _NOISY = 24.0  # dB at 8 bits with one scale, below which an input of a linear layer takes 16
 
 
@@ -41,7 +43,7 @@ def prepared(part: Part, layer: Layer | None, settings: Settings, checkpoint: Ch
     found = {}
     if settings.finds_outliers and layer is not None:
         statistics = _observed(part, layer, stream)
-        noisy = [name for place, names in INPUTS.items() if statistics.noise(place) < _NOISY for name in names]
+        noisy = [name for place, names in INPUTS.items() if statistics.signal_to_noise(place) < _NOISY for name in names]
         found = {f"{part.name}{name}": "16a8w-digits" for name in noisy}
     return _choice(settings, part.name.removesuffix("."), checkpoint, found)
 
@@ -148,3 +150,8 @@ def samples_of(settings: Settings, tokenizer: Tokenizer | None, text: str | None
     count = min(count, len(ids) // wanted)
     offsets = [n * (len(ids) - wanted) // max(count - 1, 1) for n in range(count)]
     return np.array([start + ids[at : at + wanted] for at in offsets], np.int64)
+
+
+def digest_of(samples: np.ndarray) -> str:
+    """SHA-256 by which an export knows what calibrated it."""
+    return hashlib.sha256(samples.tobytes()).hexdigest()

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import resource
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import numpy as np
 
 from tosaic.artifact import versions
 from tosaic.assembly import assemble
-from tosaic.llm.chain import check_overrides, parts, prepared, samples_of, through
+from tosaic.llm.chain import Progress, check_overrides, digest_of, parts, prepared, samples_of, through
 from tosaic.llm.checkpoint import Checkpoint
 from tosaic.llm.manifest import CacheRecord, Manifest, ProgramRecord, write_manifest
 from tosaic.llm.memory import release
@@ -29,7 +28,6 @@ from tosaic.llm.tokenizer import Tokenizer, save_tokenizer
 from tosaic.llm.work import Work
 from tosaic.quantization.ptq import Stopwatch
 
-Progress = Callable[[str, int, int], None]
 WORK = ".work"
 
 
@@ -111,7 +109,7 @@ def _identity(checkpoint: Checkpoint, settings: Settings, samples: np.ndarray) -
     known = {
         "checkpoint": checkpoint.digest(),
         "settings": asdict(settings),
-        "samples": hashlib.sha256(samples.tobytes()).hexdigest(),
+        "samples": digest_of(samples),
         "versions": versions(),
     }
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
@@ -134,7 +132,7 @@ def _write(
     outputs = ["logits", *(f"{kind}_{i}_out" for i in range(config.layers) for kind in ("keys", "values"))]
     quantization = {k: v for k, v in asdict(settings).items() if k not in ("max_seq_length", "full_logits")}
     quantization |= {"scheme": settings.recipe.scheme, "smoothing": settings.smooths}
-    calibration = {"samples": len(samples), "tokens": int(samples.size), "sha256": hashlib.sha256(samples.tobytes()).hexdigest()}
+    calibration = {"samples": len(samples), "tokens": int(samples.size), "sha256": digest_of(samples)}
     records, caches = {}, []
     for program, tokens in zip(PROGRAMS, (settings.prefill_chunk, 1), strict=True):
         pieces = [work.part(name).piece(program) for name in names]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 
@@ -11,15 +10,13 @@ import torch
 from torch import Tensor
 
 from tosaic.errors import InputError
-from tosaic.llm.chain import parts, prepared, samples_of, through
+from tosaic.llm.chain import Progress, digest_of, parts, prepared, samples_of, through
 from tosaic.llm.checkpoint import Checkpoint
 from tosaic.llm.manifest import Manifest
 from tosaic.llm.memory import release
 from tosaic.llm.parts import Shapes, Variant, quantize_part
 from tosaic.llm.settings import Settings
 from tosaic.llm.tokenizer import Tokenizer
-
-Progress = Callable[[str, int, int], None]
 
 
 def fake_quantized_model(
@@ -43,7 +40,7 @@ def fake_quantized_model(
     if settings.mode is None:
         raise InputError(f"{manifest.name} was exported in float: it has no fake-quantized model", remedy="leave out --calibration-text")
     samples = samples_of(settings, tokenizer, text, checkpoint.config.vocabulary)
-    if hashlib.sha256(samples.tobytes()).hexdigest() != manifest.calibration.get("sha256"):
+    if digest_of(samples) != manifest.calibration.get("sha256"):
         raise InputError("--calibration-text is not the text that calibrated the export", remedy="give that one")
     shapes = Shapes(settings.prefill_chunk, settings.max_seq_length, settings.full_logits)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tosaic.errors import InputError
 from tosaic.llm.blocks import artifact_model
+from tosaic.llm.chain import Progress
 from tosaic.llm.checkpoint import Checkpoint, open_checkpoint
 from tosaic.llm.fake_quantized import fake_quantized_model
 from tosaic.llm.manifest import read_manifest
@@ -25,7 +26,6 @@ from tosaic.llm.tokenizer import Tokenizer, open_tokenizer
 
 # int64 [N,C], each chunk from an empty cache -> logits float32 [n,V] of the positions in order, N C in all, n as it likes
 Model = Callable[[Tensor], Iterator[Tensor]]
-Progress = Callable[[str, int, int], None]
 
 _BLOCK = 64  # positions of which the float model gives logits at once
 

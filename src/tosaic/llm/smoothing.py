@@ -55,8 +55,8 @@ class Statistics:
         if powers:
             self.powers.setdefault(place, []).append(magnitude.square().mean(-1).flatten())
 
-    def noise(self, place: str) -> float:
-        """Median over tokens of signal to quantization noise, in dB, were the input of a linear layer int8 with one static scale."""
+    def signal_to_noise(self, place: str) -> float:
+        """Median over tokens of signal to quantization noise in dB, were the input of a linear layer int8 with one static scale."""
         step = 2 * float(self.channels[place].max()) / 255
         power = float(torch.cat(self.powers[place]).median())
         return 10 * math.log10(max(power, 1e-38) / (step**2 / 12)) if step else math.inf

@@ -364,14 +364,18 @@ class Context:
             return x.bits
         return _MAGNITUDE_BITS[x.quant.dtype]
 
+    def used_bits(self, x: Operand) -> int:
+        """b such that 2^b is 8 times the calibrated range of an int32 value, as it is stored."""
+        return _USED_BITS if x.calibrated is None else max(1, math.ceil(math.log2(max(x.calibrated, 1.0)))) + 3
+
     def limited(self, x: Operand, known: bool = False) -> Operand:
         """`x` with known bits: a calibrated int32 value is limited to 8 times its calibrated range; one of a wider bound, if `known`."""
         assert x.quant is not None
         if x.quant.dtype is not DType.INT32 or x.exact or x.is_const:
             return x
-        if x.bits is not None and not (known and x.calibrated is not None and x.bits > math.ceil(math.log2(max(x.calibrated, 1.0))) + 3):
+        bits = self.used_bits(x)
+        if x.bits is not None and not (known and x.calibrated is not None and x.bits > bits):
             return x
-        bits = _USED_BITS if x.calibrated is None else max(1, math.ceil(math.log2(x.calibrated))) + 3
         return replace(self.between(self.resolve_clamp(x), bits), origin=None)
 
     def saturated(self, x: Operand) -> Operand:

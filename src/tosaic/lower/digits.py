@@ -28,10 +28,11 @@ def linear_in_digits(ctx: Context, x: Operand, weight: Operand, bias: Operand | 
     weight = with_room_for_bias(pair, weight, bias, 0)
     channels = weight.shape[0]
     acc = accumulator(pair, weight, channels)
-    assert acc is not None
-    w = stored_weight(ctx, Operand(array=weight.array[:, None, None, :], quant=weight.quant), range(4), pair.value)  # type: ignore[index]
+    assert acc is not None and weight.array is not None
+    w = stored_weight(ctx, Operand(array=weight.array[:, None, None, :], quant=weight.quant), range(4), pair.value)
+    assert w.data is not None
     products = ctx.emit(ops.Conv2d((1, 1), (0,) * 4, (1, 1), 0), pair.value, w, stored_bias(ctx, None, acc, channels, pair.value))
-    largest = int(np.abs(w.data, dtype=np.int16).sum((1, 2, 3), dtype=np.int64).max()) * -LEAST  # type: ignore[arg-type]
+    largest = int(np.abs(w.data, dtype=np.int16).sum((1, 2, 3), dtype=np.int64).max()) * -LEAST
     offset = acc.store(bias.reals()) if bias is not None and bias.is_const else np.zeros(channels)
     shift = excess((largest + int(np.abs(offset).max())).bit_length())
     factors = ctx.i32(np.array([BASE, 1]).reshape(1, 2, 1, 1))
@@ -39,8 +40,8 @@ def linear_in_digits(ctx: Context, x: Operand, weight: Operand, bias: Operand | 
     most = (largest >> shift) + 1
     total = ctx.bounded(total, -most, most, "both digits are of one number of 16 bits")
     acc = replace(acc, scale=tuple((acc.scales * 2.0**shift).tolist()))
-    if offset.any():
-        offset = acc.store(bias.reals())  # type: ignore[union-attr]
+    if bias is not None and offset.any():
+        offset = acc.store(bias.reals())
         total = ctx.emit(ops.Add(), total, ctx.i32(offset.reshape(1, 1, 1, -1)))
     bits = (most + int(np.abs(offset).max())).bit_length()
     result = Operand(total, quant=acc, view=(*x.shape[:-1], channels), bits=bits)
@@ -74,7 +75,8 @@ def _fine(ctx: Context, x: Operand, step: float) -> Operand:
     if _is_fine(exact, step) and _is_bounded(ctx, exact):
         return ctx.resolve_clamp(exact)
     x = replace(ctx.resolve_clamp(x), origin=None)
-    if x.value.dtype is DType.INT32:  # type: ignore[union-attr]
+    assert x.value is not None
+    if x.value.dtype is DType.INT32:
         x = ctx.between(x, _BITS) if not _is_bounded(ctx, x) else x if x.bits is not None else replace(x, bits=_BITS)
     return x if _is_fine(x, step) else ctx.requantize(x, Quant(step / _TAKEN, 0, DType.INT32))
 

@@ -111,7 +111,9 @@ def _addend(ctx: Context, x: Operand, scale: float, masked: bool) -> Value:
     if x.is_const:
         return ctx.i32(target.store(x.reals()))
     # of two products that fill their range in calibration, one may be the coarser: beyond what RESCALE takes it saturates
-    return (ctx.to_i32(x, scale) if x.bits is None else ctx.requantize(x, target)).value  # type: ignore[return-value]
+    stored = ctx.to_i32(x, scale) if x.bits is None else ctx.requantize(x, target)
+    assert stored.value is not None
+    return stored.value
 
 
 def _plain_binary(ctx: Context, op: ops.Op, a: Operand, b: Operand) -> Operand:
@@ -187,7 +189,7 @@ def _is_coarse(ctx: Context, a: Operand, b: Operand) -> bool:
     assert a.quant is not None and b.quant is not None
     if ctx.want is None:
         return False
-    step = float(a.quant.scale) * float(b.quant.scale) * 2.0 ** excess(ctx.magnitude_bits(a) + ctx.magnitude_bits(b))  # type: ignore[arg-type]
+    step = float(a.quant.scales) * float(b.quant.scales) * 2.0 ** excess(ctx.magnitude_bits(a) + ctx.magnitude_bits(b))
     fine = _FINE_WIDE if ctx.want.dtype is DType.INT32 else _FINE
     return step > float(ctx.want.scales.min()) * fine
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from tosaic import digits, operators
-from tosaic.lower.context import CALIBRATED, Context
+from tosaic.lower.context import Context
 from tosaic.lower.digits import linear_in_digits
 from tosaic.lower.elementwise import add_operands
 from tosaic.lower.fixed import as_wanted, calc, inner_scale
@@ -17,7 +17,7 @@ from tosaic.tosa import ops
 from tosaic.tosa.graph import Value
 from tosaic.tosa.types import DType
 
-_ROOM = 3  # bits above the calibrated range: rows beyond 8 times that saturate
+_MOST_ROOM = 26  # bits to which a row is normalised: products, and what they are shifted by, keep to int32
 _LIMIT = 30  # bits of magnitude of what RESCALE gives
 
 
@@ -35,7 +35,7 @@ def per_token_linear(ctx: Context, x: Operand, weight: Operand, bias: Operand | 
         x = replace(ctx.to_i32(x), calibrated=2.0**15)
     if x.quant is None or x.quant.dtype is not DType.INT32 or not unit:
         return linear(ctx, x, weight, bias)
-    room = max(7, math.ceil(math.log2(min(x.calibrated or CALIBRATED, CALIBRATED))) + _ROOM)
+    room = min(_MOST_ROOM, max(7, ctx.used_bits(x)))
     x = ctx.plain(x)
     value, scale = x.value, float(x.quant.scale)  # type: ignore[arg-type, union-attr]
     assert value is not None
@@ -57,8 +57,8 @@ def per_token_linear(ctx: Context, x: Operand, weight: Operand, bias: Operand | 
         fine = reach / 2.0**_LIMIT if ctx.want is None else inner_scale(ctx, reach)
         product = ctx.plain(ctx.requantize(product, Quant(fine, 0, DType.INT32)))
         assert product.value is not None
-        bits = min(_LIMIT, math.ceil(math.log2(reach / fine) + 1e-9))
-        result = as_wanted(ctx, ctx.emit(ops.ArithmeticRightShift(True), product.value, count), fine, max(bits, 1))
+        most = min(_LIMIT, math.ceil(math.log2(reach / fine) + 1e-9))
+        result = as_wanted(ctx, ctx.emit(ops.ArithmeticRightShift(True), product.value, count), fine, max(most, 1))
     return result if bias is None else add_operands(ctx, result, bias, ops.Add())
 
 
@@ -66,5 +66,6 @@ def _in_float(ctx: Context, product: Operand, count: Value, room: int) -> Operan
     """product 2^-count, count in [0, room]."""
     assert product.quant is not None
     scaled = ctx.plain(ctx.dequantize(replace(product, quant=product.quant.times(2.0**-room))))
+    assert scaled.value is not None
     power = calc(ctx, ops.LogicalRightShift(), 1 << room, count)
-    return Operand(ctx.emit(ops.Mul(), scaled.value, ctx.emit(ops.Cast(DType.FP32), power)))  # type: ignore[arg-type]
+    return Operand(ctx.emit(ops.Mul(), scaled.value, ctx.emit(ops.Cast(DType.FP32), power)))
