@@ -298,6 +298,27 @@ INTEGERS = (
     function("div_trunc_reals", aten.div.Tensor_mode, lambda a: torch.div(a, 0.8, rounding_mode="trunc"), PICTURE, equal=0.75, **WHOLE),
     function("remainder_reals", aten.remainder.Scalar, lambda a: torch.remainder(a, 0.8), PICTURE, **WHOLE),
     function("fmod_reals", aten.fmod.Scalar, lambda a: torch.fmod(a, 0.8), PICTURE, **WHOLE),
+    *(
+        function(f"{name}_{n}", op, lambda a, b, f=f, size=size: f(a, size(b)), (8, 25), (8, 25), equal=0.9, **WHOLE)
+        for name, op, f in (
+            ("floor_divide_pairs", aten.floor_divide.default, torch.floor_divide),
+            ("div_trunc_pairs", aten.div.Tensor_mode, lambda a, b: torch.div(a, b, rounding_mode="trunc")),
+            ("remainder_pairs", aten.remainder.Tensor, torch.remainder),
+            ("fmod_pairs", aten.fmod.Tensor, torch.fmod),
+        )
+        for n, size in (("positive", lambda b: b.abs() + 0.4), ("signed", lambda b: torch.where(b < 0, b - 0.4, b + 0.4)))
+    ),
+    layer("remainder_by_constants", aten.remainder.Tensor, lambda: WithConstant(torch.remainder, (5,)), (9, 5), **WHOLE),
+    function("remainder_of_constant", aten.remainder.Scalar_Tensor, lambda a: torch.remainder(7.3, a.abs() + 0.5), (9, 5), **WHOLE),
+    layer(
+        "remainder_wide",
+        aten.remainder.Tensor,
+        lambda: Wide(lambda a, b: torch.remainder(b, a + 0.3)),
+        (9, 6),
+        equal=0.9,
+        precisions=("8a8w", "fp32"),  # 48-bit accumulators take 16-bit multipliers: the other side of a whole number
+        **WHOLE,
+    ),
     integers("cast_to_real", aten._to_copy.default, lambda a: a.float() * 0.3, (4, 5), precisions=ALL, equal=0.8),
     bools("cast_bools_to_real", aten._to_copy.default, lambda a: a.float(), (4, 5)),
     bools("cast_bools_to_integers", aten._to_copy.default, lambda a: a.long(), (4, 5), precisions=INTEGER),

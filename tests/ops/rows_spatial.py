@@ -143,6 +143,18 @@ class Undistorted(nn.Module):
         return F.grid_sample(x, self.grid, mode=self.mode, align_corners=False)
 
 
+class Aligned(nn.Module):
+    """Features beside those of the middle of the image: wide, and far below what the sums of their layer could be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(64, 3, 3, padding=1)
+
+    def forward(self, x: Tensor, grid: Tensor) -> Tensor:
+        y = self.features(x)
+        return F.grid_sample(y, 0.1 * grid, padding_mode="border", align_corners=True) * y
+
+
 SAMPLE, SAMPLE_3D = aten.grid_sampler_2d.default, aten.grid_sampler_3d.default
 _FLOW = ((2, 3, 9, 11), (2, 6, 7, 2))
 
@@ -167,6 +179,30 @@ SAMPLING = (
         )
         for padding in ("zeros", "border", "reflection")
     ),
+    *(
+        layer(
+            f"sample_bicubic_{padding}{'_corners' if corners else ''}",
+            SAMPLE,
+            lambda padding=padding, corners=corners: Warped((6, 7), 1.3, padding_mode=padding, align_corners=corners, mode="bicubic"),
+            *_FLOW,
+            decibels=(("8a8w", 24.0), ("16a8w", 70.0)),  # weights beyond 1 magnify what the rounding of the flow moves
+        )
+        for padding in ("zeros", "border", "reflection")
+        for corners in (False, True)
+    ),
+    *(
+        layer(
+            f"sample_bicubic_of_{size}_{padding}",
+            SAMPLE,
+            lambda padding=padding: Warped((6, 7), 6.0, padding_mode=padding, align_corners=False, mode="bicubic"),
+            (2, 3, size, size),
+            (2, 6, 7, 2),
+            decibels=(("8a8w", 15.0), ("16a8w", 60.0)),
+        )
+        for size, padding in ((1, "zeros"), (2, "zeros"), (2, "border"))
+    ),
+    layer("sample_aligned", SAMPLE, Aligned, (1, 64, 7, 7), (1, 7, 7, 2), decibels=(("8a8w", 20.0),)),
+    layer("sample_constant_bicubic", SAMPLE, lambda: Undistorted("bicubic"), PICTURE),
     layer("sample_far", SAMPLE, lambda: Warped((6, 7), 4.0, padding_mode="reflection", align_corners=False), *_FLOW),
     layer("sample_3d", SAMPLE_3D, lambda: Warped((3, 4, 5), 1.1, align_corners=False), (1, 2, 4, 5, 6), (1, 3, 4, 5, 3)),
     layer("sample_constant", SAMPLE, Undistorted, PICTURE),

@@ -35,9 +35,10 @@ CASES = [(family, precision) for family in FAMILIES for precision in ALL]
 HALVES = {"fp16": (torch.float16, "TOSA-1.0+FP"), "bf16": (torch.bfloat16, "TOSA-1.0+FP+bf16")}
 # rows that run in float16 and bfloat16 without being compared with PyTorch, and why
 _STEP = "a step behind a convolution: where its last digit differs, the result does by a whole step"
+_SHORT = "a * (1/b) may fall short of a whole number, which quotients of such short numbers often are"
 NOT_COMPARED = {
     **dict.fromkeys(("trunc_between", "round_between", "round_decimals_between", "ceil_between", "floor_between"), _STEP),
-    "floor_divide_reals": "a * (1/b) may fall short of a whole number, which quotients of such short numbers often are",
+    **dict.fromkeys(("floor_divide_reals", "remainder_pairs_signed", "remainder_wide"), _SHORT),
 }
 # lowered in float, without a quantization rule, and why
 FLOAT_ONLY: dict[str, str] = {}

@@ -17,11 +17,6 @@ import tosaic
 from tosaic.errors import UnsupportedError
 
 REFUSED: dict[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...], str]] = {
-    "bicubic samples": (
-        lambda x, grid: F.grid_sample(x, grid, mode="bicubic", align_corners=False),
-        ((1, 2, 4, 4), (1, 3, 3, 2)),
-        "grid_sample with bicubic interpolation",
-    ),
     "computed weight of a transposed volume": (
         lambda x, w: F.conv_transpose3d(x, w),
         ((1, 2, 3, 3, 3), (2, 2, 2, 2, 2)),

@@ -44,7 +44,7 @@ _ALIASES = {
     aten.dropout.default,
 }
 # Checks that torch.export leaves beside casts and where the model has assertions: they have no result, and a .vgf no place for them.
-_CHECKS = {aten._assert_tensor_metadata.default, aten._assert_scalar.default, aten._assert_async.msg}
+_CHECKS = {aten._assert_tensor_metadata.default, aten._assert_scalar.default, aten._assert_async.msg, aten._linalg_check_errors.default}
 
 
 @dataclass

@@ -4,16 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from tosaic.lower.compare import as_bool
 from tosaic.lower.context import Context
 from tosaic.lower.divide import divide
 from tosaic.lower.elementwise import add_operands, multiply, neg
+from tosaic.lower.fixed import calc
 from tosaic.lower.operand import Operand, Quant
-from tosaic.lower.reals import WHOLE, as_int, as_real, broadcast, is_bool, is_whole, operand, promoted, structural_bits, values
+from tosaic.lower.reals import (
+    WHOLE,
+    as_int,
+    as_real,
+    bring,
+    broadcast,
+    is_bool,
+    is_quantized,
+    is_whole,
+    operand,
+    promoted,
+    structural_bits,
+    structural_exponent,
+    values,
+)
 from tosaic.lower.registry import lower
 from tosaic.tosa import ops
 from tosaic.tosa.graph import Value
@@ -22,6 +38,7 @@ from tosaic.tosa.types import DType
 aten = torch.ops.aten
 _FLOATS = {torch.float16: DType.FP16, torch.bfloat16: DType.BF16, torch.float32: DType.FP32}
 _FINE_BITS = 28
+_PAIR_BITS = 29
 
 
 def _shift(ctx: Context, op: ops.Op, a: Operand, b: Operand) -> Operand:
@@ -50,7 +67,10 @@ def right_shift(ctx: Context, a: Operand, b: Operand | int) -> Operand:
 
 @lower(aten.div.Tensor_mode, aten.div.Scalar_mode)
 def divide_rounded(ctx: Context, a: Operand, b: Operand | float, rounding_mode: str | None = None) -> Operand:
-    """div.Tensor_mode(Tensor self, Tensor other, *, str? rounding_mode) -> Tensor"""
+    """div.Tensor_mode(Tensor self, Tensor other, *, str? rounding_mode) -> Tensor
+
+    Quantized tensors are divided as the integers that they are at one scale of up to 29 bits; a divisor of zero counts as one step of it.
+    """
     a, b = operand(a), operand(b)
     if rounding_mode is None:
         return divide(ctx, a, b)
@@ -58,27 +78,37 @@ def divide_rounded(ctx: Context, a: Operand, b: Operand | float, rounding_mode: 
         (a, b), perm = _integer_pair(ctx, a, b)
         return Operand((_quotient if rounding_mode == "trunc" else _floor)(ctx, a, b), perm=perm)
     a, b = promoted(ctx, a, b)
-    if a.quant is None and b.quant is None:
+    if not is_quantized(ctx, a, b):
         return _rounded(ctx, divide(ctx, a, b), rounding_mode)
     divisor = _divisor(ctx, b)
-    return _rounded(ctx, divide(ctx, neg(ctx, a) if divisor < 0 else a, operand(abs(divisor))), rounding_mode)
+    if divisor is not None:
+        return _rounded(ctx, divide(ctx, neg(ctx, a) if divisor < 0 else a, operand(abs(divisor))), rounding_mode)
+    pair = _Pair.of(ctx, a, b)
+    count = (_quotient if rounding_mode == "trunc" else _floor)(ctx, Operand(pair.flipped(ctx, pair.a)), Operand(pair.size))
+    return Operand(count, quant=WHOLE, perm=pair.perm, bits=_PAIR_BITS + 1, exact=True)
 
 
 @lower(aten.floor_divide.default)
 def floor_divide(ctx: Context, a: Operand, b: Operand) -> Operand:
-    """floor_divide(Tensor self, Tensor other) -> Tensor"""
+    """floor_divide(Tensor self, Tensor other) -> Tensor; of quantized tensors as in div.Tensor_mode"""
     return divide_rounded(ctx, a, b, "floor")
 
 
 @lower(aten.remainder.Scalar, aten.remainder.Tensor, aten.remainder.Scalar_Tensor)
 def remainder(ctx: Context, a: Operand | float, b: Operand | float) -> Operand:
-    """remainder.Tensor(Tensor self, Tensor other) -> Tensor; it has the sign of the divisor"""
+    """remainder.Tensor(Tensor self, Tensor other) -> Tensor; it has the sign of the divisor
+
+    Of quantized tensors as in div.Tensor_mode.
+    """
     return _rest(ctx, operand(a), operand(b), _modulo, "floor")
 
 
 @lower(aten.fmod.Scalar, aten.fmod.Tensor)
 def fmod(ctx: Context, a: Operand, b: Operand | float) -> Operand:
-    """fmod.Tensor(Tensor self, Tensor other) -> Tensor; it has the sign of the dividend"""
+    """fmod.Tensor(Tensor self, Tensor other) -> Tensor; it has the sign of the dividend
+
+    Of quantized tensors as in div.Tensor_mode.
+    """
     return _rest(ctx, a, operand(b), _remainder, "trunc")
 
 
@@ -87,8 +117,9 @@ def _rest(ctx: Context, a: Operand, b: Operand, integers: Callable[[Context, Ope
         (a, b), perm = _integer_pair(ctx, a, b)
         return Operand(integers(ctx, a, b), perm=perm)
     a, b = promoted(ctx, a, b)
-    if a.quant is not None or b.quant is not None:
-        return _rest_of_quantized(ctx, a, _divisor(ctx, b), mode)
+    if is_quantized(ctx, a, b):
+        divisor = _divisor(ctx, b)
+        return _rest_of_pair(ctx, a, b, integers, mode) if divisor is None else _rest_of_quantized(ctx, a, divisor, mode)
     return add_operands(ctx, a, multiply(ctx, _rounded(ctx, divide(ctx, a, b), mode), b), ops.Sub())
 
 
@@ -110,13 +141,63 @@ def _rest_of_quantized(ctx: Context, x: Operand, divisor: float, mode: str) -> O
     return Operand(left, quant=finer, bits=math.ceil(math.log2(divisor / float(finer.scale) + 1)))  # type: ignore[arg-type]
 
 
-def _divisor(ctx: Context, b: Operand) -> float:
-    """The number that quantized tensors can be divided by where the result is rounded to a whole one."""
-    if not b.is_const or b.reals().size != 1:
-        raise ctx.refuse("division of quantized tensors, rounded to whole numbers, by more than one number: its last bit decides")
-    if not b.reals().item():
+def _divisor(ctx: Context, b: Operand) -> float | None:
+    """The one number that a tensor is divided by, if there is but one."""
+    if not b.is_const:
+        return None
+    if not b.reals().all():
         raise ctx.refuse("division by a constant that is zero")
-    return float(b.reals().item())
+    return float(b.reals().item()) if b.reals().size == 1 else None
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Quantized tensors at one scale, so that the quotient of their integers is theirs: exactly where nothing was rounded to it.
+
+    The scale is that of the operand of the larger range times a power of two, at which both are below 2^29.
+
+    Attributes:
+        a: the dividend, int32.
+        size: the magnitude of the divisor, at least 1: zero counts as the smallest positive number of the scale.
+        sign: of the divisor, 1 or -1; None where it is never negative.
+        perm: pending, of all three.
+    """
+
+    a: Value
+    size: Value
+    sign: Value | None
+    scale: float
+    perm: tuple[int, ...] | None
+
+    @staticmethod
+    def of(ctx: Context, a: Operand, b: Operand) -> _Pair:
+        a, b = (x if x.is_const else ctx.resolve_clamp(ctx.uniform(x)) for x in (a, b))
+        tops = [float(np.abs(x.reals()).max()) if x.is_const else float(x.quant.scales) * 2.0 ** structural_bits(x) for x in (a, b)]  # type: ignore[union-attr]
+        tensor = max((x for x in (a, b) if not x.is_const), key=lambda x: float(x.quant.scales))  # type: ignore[union-attr]
+        own = float(tensor.quant.scales)  # type: ignore[union-attr]
+        scale = own * 2.0 ** structural_exponent(max(tops), own, _PAIR_BITS)
+        (a, b), perm = broadcast(ctx, *(bring(ctx, x, Quant(scale, 0, DType.INT32)) for x in (a, b)))
+        dividend, divisor = values([a, b])
+        if ctx.interval(divisor)[0] >= 0:
+            return _Pair(dividend, calc(ctx, ops.Maximum(), divisor, 1), None, scale, perm)
+        sign = calc(ctx, ops.BitwiseOr(), calc(ctx, ops.ArithmeticRightShift(), divisor, 31), 1)
+        ctx.bounded(sign, -1, 1, "-1 or 0, and the last bit")
+        return _Pair(dividend, calc(ctx, ops.Maximum(), ctx.emit(ops.Abs(), divisor), 1), sign, scale, perm)
+
+    def flipped(self, ctx: Context, x: Value) -> Value:
+        """`x` with its sign changed where the divisor is negative."""
+        return x if self.sign is None else ctx.emit(ops.Mul(), x, self.sign)
+
+
+def _rest_of_pair(ctx: Context, a: Operand, b: Operand, integers: Callable[[Context, Operand, Operand], Value], mode: str) -> Operand:
+    """The sign of the divisor is that of the result (floor), or nothing (trunc)."""
+    pair = _Pair.of(ctx, a, b)
+    if mode == "trunc":
+        rest = integers(ctx, Operand(pair.a), Operand(pair.size))
+    else:
+        rest = pair.flipped(ctx, integers(ctx, Operand(pair.flipped(ctx, pair.a)), Operand(pair.size)))
+    bits = ctx.interval(pair.size)[1].bit_length()
+    return Operand(rest, quant=Quant(pair.scale, 0, DType.INT32), perm=pair.perm, bits=bits)
 
 
 def _integer_pair(ctx: Context, a: Operand, b: Operand) -> tuple[list[Operand], tuple[int, ...] | None]:
@@ -131,8 +212,20 @@ def _quotient(ctx: Context, a: Operand, b: Operand) -> Value:
 
 
 def _remainder(ctx: Context, a: Operand, b: Operand) -> Value:
+    return _parts(ctx, a, b)[1]
+
+
+def _parts(ctx: Context, a: Operand, b: Operand) -> tuple[Value, Value]:
+    """The quotient, and what is left of the dividend."""
     left, right = values([a, b])
-    return ctx.emit(ops.Sub(), left, ctx.emit(ops.Mul(), ctx.emit(ops.IntDiv(), left, right), right))
+    (low, high), (least, most) = ctx.interval(left), ctx.interval(right)
+    quotient = ctx.emit(ops.IntDiv(), left, right)
+    multiple = ctx.emit(ops.Mul(), quotient, right)
+    if least < 1:
+        return quotient, ctx.emit(ops.Sub(), left, multiple)
+    ctx.bounded(multiple, min(low, 0), max(high, 0), "quotient times divisor is no larger than the dividend")
+    rest = ctx.emit(ops.Sub(), left, multiple)
+    return quotient, ctx.bounded(rest, 1 - most, most - 1, "a remainder is smaller than its divisor")
 
 
 def _power_of_two(b: Operand) -> int | None:
@@ -147,7 +240,7 @@ def _crosses(ctx: Context, rest: Value, b: Operand) -> Value:
     """Whether a remainder is not zero and has another sign than the divisor."""
     assert b.value is not None
     zero = ctx.i32(0, len(rest.shape))
-    if b.value.data is not None and b.value.data.min() > 0:
+    if ctx.interval(b.value)[0] > 0:
         return ctx.emit(ops.Greater(), zero, rest)
     signs = ctx.emit(ops.Greater(), zero, ctx.emit(ops.BitwiseXor(), rest, b.value))
     return ctx.emit(ops.LogicalAnd(), signs, ctx.emit(ops.LogicalNot(), ctx.emit(ops.Equal(), rest, zero)))
@@ -159,18 +252,14 @@ def _modulo(ctx: Context, a: Operand, b: Operand) -> Value:
     rest = _remainder(ctx, a, b)
     moved = ctx.emit(ops.Add(), rest, b.value)  # type: ignore[arg-type]
     found = ctx.emit(ops.Select(), _crosses(ctx, rest, b), moved, rest)
-    divisors = b.value.data  # type: ignore[union-attr]
-    if divisors is None or divisors.min() < 1:
-        return found
-    return ctx.bounded(found, 0, int(divisors.max()) - 1, "a remainder of positive divisors")
+    least, most = ctx.interval(b.value)  # type: ignore[arg-type]
+    return found if least < 1 else ctx.bounded(found, 0, most - 1, "a remainder of positive divisors")
 
 
 def _floor(ctx: Context, a: Operand, b: Operand) -> Value:
     if (exponent := _power_of_two(b)) is not None:
         return ctx.emit(ops.ArithmeticRightShift(False), a.value, ctx.i32(exponent, len(a.shape)))  # type: ignore[arg-type]
-    left, right = values([a, b])
-    quotient = ctx.emit(ops.IntDiv(), left, right)
-    rest = ctx.emit(ops.Sub(), left, ctx.emit(ops.Mul(), quotient, right))
+    quotient, rest = _parts(ctx, a, b)
     below = ctx.emit(ops.Sub(), quotient, ctx.i32(1, len(quotient.shape)))
     return ctx.emit(ops.Select(), _crosses(ctx, rest, b), below, quotient)
 

@@ -1,7 +1,8 @@
 """grid_sample: GATHER of the neighbours of computed positions, weighted by the distances.
 
 Positions are int32 fixed point for quantized tensors, and numbers for float ones; a neighbour is one element of the trailing
-dimensions of [N, P, 2, 2] (two for each spatial axis; one where the nearest is taken), P positions in each image.
+dimensions of [N, P, 2, 2] (two for each spatial axis; one where the nearest is taken, four where it is bicubic), P positions in
+each image.
 """
 
 from __future__ import annotations
@@ -24,10 +25,14 @@ from tosaic.tosa.graph import Value
 from tosaic.tosa.types import DType
 
 aten = torch.ops.aten
-BILINEAR, NEAREST = 0, 1
+BILINEAR, NEAREST, BICUBIC = 0, 1, 2
 ZEROS, BORDER, REFLECTION = 0, 1, 2
 _BITS = 22  # of an image of int8 or int16 while it is weighted
 _REACH = {ZEROS: 2.0, BORDER: 2.0, REFLECTION: 16.0}  # grids beyond saturate; with zeros and borders that changes nothing
+_REACH_CUBIC = 6.0  # likewise, where two pixels beyond the image have their neighbours in it
+# weights of the neighbours -1, 0, 1, 2 as cubic polynomials of the fraction, highest power first (Keys 1981, a = -3/4 as in PyTorch)
+_CUBIC = 0.25 * np.array([[-3.0, 5.0, -5.0, 3.0], [6.0, -9.0, 6.0, -3.0], [-3.0, 0.0, 3.0, 0.0], [0.0, 4.0, 0.0, 0.0]])
+_GAIN = {BILINEAR: 1.0, BICUBIC: 1.375**2}  # largest sum of the magnitudes of the weights of a position: at its half for a cubic
 
 
 @dataclass(frozen=True)
@@ -128,23 +133,27 @@ class _Numbers:
 
 @lower(aten.grid_sampler_2d.default, aten.grid_sampler_3d.default)
 def grid_sampler(ctx: Context, x: Operand, grid: Operand, mode: int, padding: int, align_corners: bool) -> Operand:
-    """grid_sampler_2d(Tensor input, Tensor grid, int interpolation_mode, int padding_mode, bool align_corners) -> Tensor"""
-    if mode not in (BILINEAR, NEAREST):
-        raise ctx.refuse("grid_sample with bicubic interpolation; bilinear and nearest are supported")
+    """grid_sampler_2d(Tensor input, Tensor grid, int interpolation_mode, int padding_mode, bool align_corners) -> Tensor
+
+    Bilinear, nearest and (of images) bicubic.
+    """
     sizes, outs = x.shape[2:], grid.shape[1:-1]
     if math.prod(sizes) >= 2**24:
         raise ctx.refuse(f"grid_sample of {math.prod(sizes)} pixels; positions hold 2^24")
     integer = x.quant is not None and (grid.quant is not None or grid.is_const)
     if integer:
         x = ctx.resolve_clamp(ctx.uniform(x))
+        x = ctx.limited(x) if mode == BICUBIC else x
     else:
         x, grid = ctx.floats(x, grid)
     # positions are below (reach + 1) size / 2, with their fractional bits (20 at most) below 2^28
-    bits = min(20, 28 - math.ceil(math.log2((_REACH[padding] + 1) * max(sizes) / 2))) if integer else None
+    reach = max(_REACH[padding], _REACH_CUBIC) if mode == BICUBIC else _REACH[padding]
+    bits = min(20, 28 - math.ceil(math.log2((reach + 1) * max(sizes) / 2))) if integer else None
     numbers = _Numbers(ctx, bits)
-    places = _places(numbers, grid, sizes, _REACH[padding], align_corners)
-    axes = [_neighbours(numbers, place, i, sizes[i], mode, padding, align_corners) for i, place in enumerate(places)]
-    result = _picked(numbers, x, axes, sizes)
+    places = _places(numbers, grid, sizes, reach, align_corners)
+    neighbours = _cubic_neighbours if mode == BICUBIC else functools.partial(_neighbours, nearest=mode == NEAREST)
+    axes = [neighbours(numbers, place, i, sizes[i], padding, align_corners) for i, place in enumerate(places)]
+    result = _picked(numbers, x, axes, sizes, _GAIN.get(mode, 1.0))
     assert result.value is not None
     value = ctx.reshape(result.value, (x.shape[0], *outs, x.shape[1]))
     return replace(result, value=value, perm=FIRST[len(sizes)], view=None)
@@ -183,26 +192,57 @@ def _whole_grid(ctx: Context, grid: Operand) -> Operand:
     return ctx.requantize(replace(grid, array=grid.reals(), quant=None, axis=None), Quant(scale, 0, DType.INT32))
 
 
-def _neighbours(numbers: _Numbers, place: Value, axis: int, size: int, mode: int, padding: int, align_corners: bool) -> _Axis:
+def _reflected(numbers: _Numbers, place: Value, size: int, align_corners: bool) -> Value:
+    """Reflected at the centres of the outermost pixels, or at their outer edges."""
+    if not align_corners:
+        return numbers.reflected(place, -0.5, float(size))
+    return numbers.reflected(place, 0.0, float(size - 1)) if size > 1 else place
+
+
+def _along(shape: Sequence[int], axis: int, numbers: Sequence[float]) -> np.ndarray:
+    """One number for each neighbour along a spatial axis of positions [N, P, 1, ..]."""
+    return np.array(numbers).reshape([-1 if i == 2 + axis else 1 for i in range(len(shape))])
+
+
+def _neighbours(numbers: _Numbers, place: Value, axis: int, size: int, padding: int, align_corners: bool, nearest: bool) -> _Axis:
     ctx, last = numbers.ctx, size - 1
-    if padding == REFLECTION and not (align_corners and last == 0):
-        place = numbers.reflected(place, 0.0, float(last)) if align_corners else numbers.reflected(place, -0.5, float(size))
+    if padding == REFLECTION:
+        place = _reflected(numbers, place, size, align_corners)
     place = numbers.clamped(place, -1.0, float(size)) if padding == ZEROS else numbers.clamped(place, 0.0, float(last))
-    if mode == NEAREST:
-        index, weight = numbers.nearest(place), None
-    else:
-        shape = [1] * len(place.shape)
-        shape[2 + axis] = 2
-        low = numbers.floor(place)
-        index = ctx.emit(ops.Add(), low, numbers.whole(np.array([0.0, 1.0]).reshape(shape), low))
-        # 1 - fraction and |0 - fraction|
-        weight = ctx.emit(ops.Sub(), numbers.const(np.array([1.0, 0.0]).reshape(shape), place), numbers.fraction(place, low))
-        weight = ctx.emit(ops.Abs(), weight)
-    nearby = numbers.between(index, 0, last)
-    return _Axis(nearby, weight, ctx.emit(ops.Equal(), nearby, index) if padding == ZEROS else None)
+    if nearest:
+        return _within(numbers, numbers.nearest(place), None, size, padding)
+    low = numbers.floor(place)
+    index = ctx.emit(ops.Add(), low, numbers.whole(_along(place.shape, axis, [0.0, 1.0]), low))
+    # 1 - fraction and |0 - fraction|
+    weight = ctx.emit(ops.Sub(), numbers.const(_along(place.shape, axis, [1.0, 0.0]), place), numbers.fraction(place, low))
+    return _within(numbers, index, ctx.emit(ops.Abs(), weight), size, padding)
 
 
-def _picked(numbers: _Numbers, x: Operand, axes: Sequence[_Axis], sizes: Sequence[int]) -> Operand:
+def _cubic_neighbours(numbers: _Numbers, place: Value, axis: int, size: int, padding: int, align_corners: bool) -> _Axis:
+    """Positions beyond the image are interpolated too; it is their neighbours that padding concerns."""
+    ctx, shape = numbers.ctx, place.shape
+    if padding != REFLECTION:  # from two pixels outside on, all neighbours are
+        place = numbers.clamped(place, -2.0, float(size + 1))
+    low = numbers.floor(place)
+    fraction = numbers.fraction(place, low)
+    cubic, *others = [numbers.const(_along(shape, axis, list(row)), place) for row in _CUBIC]
+    weight = cubic
+    for other in others:
+        weight = ctx.emit(ops.Add(), ctx.emit(ops.Mul(numbers.bits or 0), weight, fraction), other)
+    whole = low if numbers.bits is None else ctx.emit(ops.Sub(), place, fraction)  # a position, too
+    near = ctx.emit(ops.Add(), whole, numbers.const(_along(shape, axis, [-1.0, 0.0, 1.0, 2.0]), place))
+    if padding == REFLECTION:
+        near = _reflected(numbers, near, size, align_corners)
+    return _within(numbers, numbers.floor(near), weight, size, padding)
+
+
+def _within(numbers: _Numbers, index: Value, weight: Value | None, size: int, padding: int) -> _Axis:
+    """Neighbours moved into the image, and whether they were there."""
+    nearby = numbers.between(index, 0, size - 1)
+    return _Axis(nearby, weight, numbers.ctx.emit(ops.Equal(), nearby, index) if padding == ZEROS else None)
+
+
+def _picked(numbers: _Numbers, x: Operand, axes: Sequence[_Axis], sizes: Sequence[int], gain: float) -> Operand:
     """The neighbours of each position, summed by weight: [N, P, C]. What is outside the image is zero."""
     ctx = numbers.ctx
     index = axes[0].index
@@ -226,7 +266,14 @@ def _picked(numbers: _Numbers, x: Operand, axes: Sequence[_Axis], sizes: Sequenc
         neighbours = ctx.to_i32(neighbours, float(x.quant.scales) / 2.0 ** (_BITS - ctx.magnitude_bits(x)))
         neighbours = replace(neighbours, bits=_BITS + 1)
     assert neighbours.value is not None
+    largest = 0 if numbers.bits is None else max(abs(end) for end in ctx.interval(neighbours.value))
     total = ctx.emit(ops.ReduceSum(2), ctx.emit(ops.Mul(numbers.bits or 0), neighbours.value, weight))
+    if numbers.bits is not None:
+        # each weight is off by 4 of its last bits at most (three roundings of a cubic, and their products'), and each product by one
+        limit = int(largest * (gain + 4 * count * 2.0**-numbers.bits)) + count
+        ctx.bounded(total, -limit, limit, "the magnitudes of a position's weights add up to at most 1, or 1.375^2")
+        if neighbours.bits is not None:
+            neighbours = replace(neighbours, bits=neighbours.bits + math.ceil(math.log2(gain)))
     return replace(neighbours, value=ctx.reshape(total, (n, places, x.shape[1])))
 
 
