@@ -45,7 +45,7 @@ from tosaic.llm.chain import through as through_part
 from tosaic.llm.checkpoint import Checkpoint, open_checkpoint
 from tosaic.llm.decoder import Decoder, RmsNorm
 from tosaic.llm.generate import generate
-from tosaic.llm.parts import Shapes, quantize_part
+from tosaic.llm.parts import quantize_part
 from tosaic.llm.score import Score, cut, float_model, perplexity, score
 from tosaic.llm.session import Session
 from tosaic.llm.settings import Settings
@@ -211,10 +211,9 @@ def ours(
     checkpoint: Checkpoint, settings: Settings, calibration: np.ndarray, scored: np.ndarray, example: tuple[Tensor, ...], folder: Path
 ) -> dict[str, Any]:
     """The prefill program as `tosaic llm export` makes it, in the two stages that the peer has; logits go where the peer leaves them."""
-    shapes = Shapes(settings.prefill_chunk, settings.max_seq_length, settings.full_logits)
     watch, made, stream = Stopwatch(), [], calibration
     with watch.stage("quantize"):
-        for number, _, make in parts(checkpoint, shapes):
+        for number, _, make in parts(checkpoint, settings):
             part, layer = make()
             choice = prepared(part, layer, settings, checkpoint, stream)
             behind = np.empty((*calibration.shape, checkpoint.config.hidden), np.float32) if number <= checkpoint.config.layers else None

@@ -114,6 +114,7 @@ quantization:
   calibration-limit: 4
   overrides: {lm_head: 8a8w}
   smoothing: false
+  rotation: true
 backend.vgf: {enabled: true, compile_spec: TOSA-1.0+INT+int16, compiler_flags: []}
 model:
 debug.generate_full_logits: true
@@ -124,7 +125,7 @@ def test_sections_by_dots_and_by_mappings(file: Any) -> None:
     options = resolve(config.LlmExportOptions, {**LLM, "checkpoint": None, "max_seq_length": 512, "override": []}, file(SECTIONS))
     assert (str(options.checkpoint), str(options.tokenizer), options.max_seq_length) == ("other", "t.json", 512)
     assert (options.pt2e_quantize, str(options.calibration_text), options.calibration_limit) == ("vgf_16a8w", "emma.txt", 4)
-    assert options.override == {"lm_head": "8a8w"} and not options.smoothing and options.full_logits
+    assert options.override == {"lm_head": "8a8w"} and not options.smoothing and options.rotation and options.full_logits
     assert options.arm_vgf_compile_spec == "TOSA-1.0+INT+int16" and options.arm_vgf_quantize_scope == "full"
 
 

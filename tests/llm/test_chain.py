@@ -10,7 +10,7 @@ from llm import tiny
 
 from tosaic.llm.chain import parts, prepared
 from tosaic.llm.checkpoint import open_checkpoint
-from tosaic.llm.parts import Choice, Shapes
+from tosaic.llm.parts import Choice
 
 DOWN = "layer.mlp.down_proj"
 
@@ -20,7 +20,7 @@ def choices(outlier: bool, mode: str, **options: object) -> list[Choice]:
     checkpoint = open_checkpoint(folders.checkpoint("llama"))
     settings = folders.settings(mode, smoothing=False, **options)
     found = []
-    for number, _, make in parts(checkpoint, Shapes(folders.CHUNK, folders.LENGTH)):
+    for number, _, make in parts(checkpoint, settings):
         part, layer = make()
         stream = np.random.default_rng(number).standard_normal((2, folders.LENGTH, tiny.HIDDEN)).astype(np.float32)
         if number == 0:

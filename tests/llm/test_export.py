@@ -79,10 +79,14 @@ class Stopped(Exception):
 
 
 def test_an_interrupted_export_goes_on_and_gives_the_same_bytes(tmp_path: Path) -> None:
+    """Also on another number of threads, on which torch sums up in another order: it goes on with as many as it began."""
     checkpoint = open_checkpoint(e.checkpoint("llama3"))
+    own, threads = torch.get_num_threads(), set()
 
     def export(resume: bool, stop: str = "", seen: list[str] | None = None, **options: object) -> None:
         def progress(what: str, done: int, total: int) -> None:
+            if what != "files":
+                threads.add(torch.get_num_threads())
             if what == stop:
                 raise Stopped
             if seen is not None and not work.has_all(done):
@@ -95,13 +99,20 @@ def test_an_interrupted_export_goes_on_and_gives_the_same_bytes(tmp_path: Path) 
 
         module.export(checkpoint, e.settings("vgf_8a8w", **options), e.tokenizer(), e.TEXT, tmp_path, resume=resume, progress=progress)
 
-    with pytest.raises(Stopped):
-        export(False, stop="layers.1")
+    try:
+        torch.set_num_threads(own + 1)
+        with pytest.raises(Stopped):
+            export(False, stop="layers.1")
+        assert torch.get_num_threads() == own + 1
+    finally:
+        torch.set_num_threads(own)
     assert not (tmp_path / "llm.json").exists()
-    with pytest.raises(InputError, match="belongs to an export of another checkpoint, or with other options"):
-        export(True, smoothing=False)
+    for options in ({"smoothing": False}, {"rotation": True}):
+        with pytest.raises(InputError, match="belongs to an export of another checkpoint, with other options or versions, or on another"):
+            export(True, **options)
     seen: list[str] = []
     export(True, seen=seen)
+    assert threads == {own + 1} and torch.get_num_threads() == own
     assert seen == ["layers.1", "end", "files"]  # and not the start and the first layer
     assert not (tmp_path / module.WORK).exists()
     whole = e.exported("llama3", "vgf_8a8w").folder

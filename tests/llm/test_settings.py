@@ -50,6 +50,8 @@ REFUSED: list[tuple[Settings, type[Exception], str]] = [
     (Settings(None, overrides={"lm_head": "8a8w"}), InputError, "(?s)overrides without a quantization mode.*--pt2e-quantize vgf_8a8w"),
     (Settings(None, "linear"), InputError, "a quantize scope without a quantization mode"),
     (Settings(None, activation_scales="static"), InputError, "activation scales without a quantization mode"),
+    (Settings(None, smoothing=True), InputError, "smoothing without a quantization mode"),
+    (Settings(None, rotation=True), InputError, "rotation without a quantization mode"),
     (Settings("vgf_16a8w", spec=INT16, activation_scales="per-token"), InputError, "vgf_16a8w has static activation scales"),
     (Settings("vgf_16a8w"), SpecError, r"(?s)16a8w needs the int16 extension.*use --arm-vgf-compile-spec TOSA-1\.0\+INT\+int16"),
     (Settings("vgf_8a8w", "linear"), SpecError, r"(?s)scope linear needs the FP profile.*--arm-vgf-compile-spec TOSA-1\.0\+INT\+FP"),

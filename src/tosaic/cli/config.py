@@ -164,6 +164,7 @@ class LlmExportOptions(Options):
         "activation_scales": "quantization.activation_scales",
         "override": "quantization.overrides",
         "smoothing": "quantization.smoothing",
+        "rotation": "quantization.rotation",
         "vgf": "backend.vgf.enabled",
         "arm_vgf_compile_spec": "backend.vgf.compile_spec",
         "arm_vgf_quantize_scope": "backend.vgf.quantize_scope",
@@ -194,6 +195,7 @@ class LlmExportOptions(Options):
     activation_scales: str | None = None
     override: Overrides = {}
     smoothing: bool | None = None
+    rotation: bool = False
     vgf: bool = True
     arm_vgf_compile_spec: str | None = None
     arm_vgf_quantize_scope: str = "full"

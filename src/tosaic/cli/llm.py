@@ -38,6 +38,7 @@ def export(
     activation_scales: l.ActivationScales = None,
     override: l.Override = None,
     smoothing: l.Smoothing = None,
+    rotation: l.Rotation = None,
     full_logits: l.FullLogits = None,
     resume: l.Resume = None,
     config: o.Config = None,

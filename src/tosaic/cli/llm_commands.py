@@ -31,12 +31,13 @@ def export(options: LlmExportOptions) -> None:
     text = None if options.calibration_text is None or settings.mode is None else read_text("--calibration-text", options.calibration_text)
     with steps() as at:
         at.begin("importing torch")
+        from tosaic.llm.chain import check_fits
         from tosaic.llm.checkpoint import open_checkpoint
         from tosaic.llm.export import export as run
 
         at.begin("loading")
         checkpoint = open_checkpoint(options.checkpoint, options.params)
-        checkpoint.config.check_length(settings.max_seq_length)
+        check_fits(checkpoint, settings)
         tokenizer = _tokenizer(options, settings)
         at.begin("exporting")
         try:
@@ -68,6 +69,7 @@ def _settings(options: LlmExportOptions) -> Settings:
         activation_scales=options.activation_scales,
         overrides=options.override,
         smoothing=options.smoothing,
+        rotation=options.rotation,
         full_logits=options.full_logits,
     )
 

@@ -86,6 +86,12 @@ Smoothing = Annotated[
         help="Move scale between channels so that ranges become narrower; if not given, only in vgf_8a8w.",
     ),
 ]
+Rotation = Annotated[
+    bool | None,
+    Option(
+        "--rotation/--no-rotation", show_default="no-rotation", help="Compute in a basis in which no channel is much larger than others."
+    ),
+]
 
 # Calibration
 CalibrationText = Annotated[

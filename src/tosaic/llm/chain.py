@@ -14,6 +14,7 @@ from tosaic.errors import InputError
 from tosaic.llm.checkpoint import Checkpoint
 from tosaic.llm.decoder import End, Layer
 from tosaic.llm.parts import Choice, Part, Shapes, Variant, end_part, layer_part, start_part
+from tosaic.llm.rotation import Rotated, check_rotatable
 from tosaic.llm.settings import Settings
 from tosaic.llm.smoothing import INPUTS, Statistics, observed, smooth, smooth_end
 from tosaic.llm.tokenizer import Tokenizer
@@ -23,8 +24,11 @@ Progress = Callable[[str, int, int], None]  # what is being done, how much is do
 _NOISY = 24.0  # dB at 8 bits with one scale, below which an input of a linear layer takes 16
 
 
-def parts(checkpoint: Checkpoint, shapes: Shapes) -> Iterator[tuple[int, str, Callable[[], tuple[Part, Layer | None]]]]:
+def parts(checkpoint: Checkpoint, settings: Settings) -> Iterator[tuple[int, str, Callable[[], tuple[Part, Layer | None]]]]:
     """Number, name and maker of each part in order; nothing is loaded before a maker is called."""
+    if settings.rotation:
+        checkpoint = Rotated(checkpoint)
+    shapes = Shapes(settings.prefill_chunk, settings.max_seq_length, settings.full_logits)
     count = checkpoint.config.layers
     yield 0, "start", lambda: (start_part(checkpoint.start(), shapes), None)
     for index in range(count):
@@ -91,12 +95,16 @@ def _modules(checkpoint: Checkpoint) -> Iterator[str]:
     yield "lm_head"
 
 
-def check_overrides(checkpoint: Checkpoint, overrides: Mapping[str, str]) -> None:
-    """
+def check_fits(checkpoint: Checkpoint, settings: Settings) -> None:
+    """Refuse what this checkpoint cannot be exported with; nothing is loaded.
+
     Raises:
-        InputError: a pattern that names no layer.
+        InputError: caches longer than its context, an override that names no layer, or a rotation that would change its function.
     """
-    for pattern, scheme in overrides.items():
+    checkpoint.config.check_length(settings.max_seq_length)
+    if settings.rotation:
+        check_rotatable(checkpoint.config)
+    for pattern, scheme in settings.overrides.items():
         if not any(_overrides(pattern, scheme, name) for name in _modules(checkpoint)):
             known = (
                 "embed_tokens, lm_head, and layers.N.self_attn.q_proj, k_proj, v_proj, o_proj, layers.N.mlp.gate_proj, up_proj, down_proj"

@@ -11,18 +11,22 @@ from __future__ import annotations
 import hashlib
 import json
 import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from tosaic.artifact import versions
 from tosaic.assembly import assemble
-from tosaic.llm.chain import Progress, check_overrides, digest_of, parts, prepared, samples_of, through
+from tosaic.llm.chain import Progress, check_fits, digest_of, parts, prepared, samples_of, through
 from tosaic.llm.checkpoint import Checkpoint
 from tosaic.llm.manifest import CacheRecord, Manifest, ProgramRecord, write_manifest
 from tosaic.llm.memory import release
-from tosaic.llm.parts import PROGRAMS, Shapes, compile_part
+from tosaic.llm.parts import PROGRAMS, compile_part
 from tosaic.llm.settings import Settings
 from tosaic.llm.tokenizer import Tokenizer, save_tokenizer
 from tosaic.llm.work import Work
@@ -61,7 +65,8 @@ def export(
     Args:
         tokenizer: goes into the folder; without one the model cannot be calibrated, and later takes token ids only.
         text: to calibrate on; not needed in float.
-        resume: go on where an export of the same checkpoint with the same settings was interrupted; the files are the same.
+        resume: go on where an export of the same checkpoint with the same settings was interrupted, on as many threads as that
+            began with; the files are the same.
         progress: called with what is being done, how many parts are done, and how many there are.
 
     Raises:
@@ -69,17 +74,30 @@ def export(
     """
     settings.check()
     config = checkpoint.config
-    config.check_length(settings.max_seq_length)
-    check_overrides(checkpoint, settings.overrides)
+    check_fits(checkpoint, settings)
     samples = samples_of(settings, tokenizer, text, config.vocabulary)
-    shapes = Shapes(settings.prefill_chunk, settings.max_seq_length, settings.full_logits)
     work = Work(output / WORK, _identity(checkpoint, settings, samples), resume)
     release()  # what opening the checkpoint and the tokenizer left behind
     watch = Stopwatch()
     total = config.layers + 3
-    for number, name, make in parts(checkpoint, shapes):
-        if progress is not None:
-            progress(name, number, total)
+    with _threads(work.threads):
+        _compile(checkpoint, settings, samples, work, watch, lambda name, number: progress and progress(name, number, total))
+    if progress is not None:
+        progress("files", total - 1, total)
+    names = [name for _, name, _ in parts(checkpoint, settings)]
+    manifest = _write(checkpoint, settings, tokenizer, samples, work, output, names)
+    watch.lap("files")
+    work.remove()
+    return Exported(output, manifest, watch.seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def _compile(
+    checkpoint: Checkpoint, settings: Settings, samples: np.ndarray, work: Work, watch: Stopwatch, progress: Callable[[str, int], Any]
+) -> None:
+    """The parts that are not there yet, into the work folder."""
+    config = checkpoint.config
+    for number, name, make in parts(checkpoint, settings):
+        progress(name, number)
         if work.has(name):
             continue
         stream = samples if number == 0 else work.stream(number)
@@ -92,13 +110,17 @@ def export(
         del part, layer, calibration, compiled
         release()
         watch.lap(name.split(".")[0])
-    if progress is not None:
-        progress("files", total - 1, total)
-    names = [name for _, name, _ in parts(checkpoint, shapes)]
-    manifest = _write(checkpoint, settings, tokenizer, samples, work, output, names)
-    watch.lap("files")
-    work.remove()
-    return Exported(output, manifest, watch.seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """torch computes on so many threads while it lasts."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 # Work that is finished
@@ -111,6 +133,7 @@ def _identity(checkpoint: Checkpoint, settings: Settings, samples: np.ndarray) -
         "settings": asdict(settings),
         "samples": digest_of(samples),
         "versions": versions(),
+        "processor": torch.backends.cpu.get_cpu_capability(),  # by which torch chooses its kernels
     }
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 

@@ -14,7 +14,7 @@ from tosaic.llm.chain import Progress, digest_of, parts, prepared, samples_of, t
 from tosaic.llm.checkpoint import Checkpoint
 from tosaic.llm.manifest import Manifest
 from tosaic.llm.memory import release
-from tosaic.llm.parts import Shapes, Variant, quantize_part
+from tosaic.llm.parts import Variant, quantize_part
 from tosaic.llm.settings import Settings
 from tosaic.llm.tokenizer import Tokenizer
 
@@ -42,14 +42,13 @@ def fake_quantized_model(
     samples = samples_of(settings, tokenizer, text, checkpoint.config.vocabulary)
     if digest_of(samples) != manifest.calibration.get("sha256"):
         raise InputError("--calibration-text is not the text that calibrated the export", remedy="give that one")
-    shapes = Shapes(settings.prefill_chunk, settings.max_seq_length, settings.full_logits)
 
     def model(chunks: Tensor) -> Iterator[Tensor]:
         length = chunks.shape[1]
-        whole = -(-length // shapes.tokens) * shapes.tokens
+        whole = -(-length // settings.prefill_chunk) * settings.prefill_chunk
         scored, calibrated = torch.nn.functional.pad(chunks, (0, whole - length)).numpy(), samples
         last = checkpoint.config.layers + 1
-        for number, _, make in parts(checkpoint, shapes):
+        for number, _, make in parts(checkpoint, settings):
             if progress is not None:
                 progress("parts of the fake-quantized model", number, last + 1)
             part, layer = make()

@@ -33,6 +33,7 @@ class Settings:
         overrides: module path pattern or aten operator -> scheme.
         smoothing: move scale between channels, so that ranges of activations become narrower and those of weights wider; None: in
             vgf_8a8w, since 16 bits hold activations as they are.
+        rotation: turn the residual stream and the values of each head into a basis in which no channel is much larger than the others.
         full_logits: logits of all positions in prefill, rather than of the last.
     """
 
@@ -46,6 +47,7 @@ class Settings:
     activation_scales: str | None = None
     overrides: Mapping[str, str] = field(default_factory=dict)
     smoothing: bool | None = None
+    rotation: bool = False
     full_logits: bool = False
 
     def __post_init__(self) -> None:
@@ -69,7 +71,7 @@ class Settings:
     @property
     def smooths(self) -> bool:
         """Whether layers are smoothed."""
-        return self.mode == "vgf_8a8w" if self.smoothing is None else self.smoothing and self.mode is not None
+        return self.mode == "vgf_8a8w" if self.smoothing is None else self.smoothing
 
     @property
     def head(self) -> Mapping[str, str]:
@@ -104,6 +106,8 @@ class Settings:
             ("overrides", self.overrides),
             ("a quantize scope", self.scope != "full"),
             ("activation scales", self.activation_scales),
+            ("smoothing", self.smoothing),
+            ("rotation", self.rotation),
         ):
             if asked and self.mode is None:
                 raise InputError(f"{what} without a quantization mode", remedy=f"give --pt2e-quantize {' or '.join(MODES)}")

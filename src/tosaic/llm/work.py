@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 import shutil
 import struct
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import torch
 
 from tosaic.emit.files import atomic_write
 from tosaic.errors import InputError
@@ -24,6 +26,9 @@ class Work:
 
     A file of a part holds its arrays, each content once, then the rest of it.
 
+    Attributes:
+        threads: of torch, on which the export began; sums of floats have another order on another number of them.
+
     Args:
         identity: of the export: what is there of another one is removed.
         resume: go on with what is there.
@@ -35,12 +40,15 @@ class Work:
     def __init__(self, folder: Path, identity: str, resume: bool) -> None:
         self.folder = folder
         state = folder / "identity"
-        if resume and state.is_file() and state.read_text() != identity:
-            remedy = "export with the same options as before, or without --resume"
-            raise InputError(f"{folder} belongs to an export of another checkpoint, or with other options", remedy=remedy)
-        if not resume or not state.is_file():
+        known = json.loads(state.read_text()) if resume and state.is_file() else {}
+        if known and known["export"] != identity:
+            what = f"{folder} belongs to an export of another checkpoint, with other options or versions, or on another kind of processor"
+            raise InputError(what, remedy="export with the same options as before, or without --resume")
+        if not known:
             shutil.rmtree(folder, ignore_errors=True)
-        atomic_write(state, identity.encode())
+            known = {"export": identity, "threads": torch.get_num_threads()}
+            atomic_write(state, json.dumps(known).encode())
+        self.threads: int = known["threads"]
 
     def has(self, name: str) -> bool:
         return (self.folder / f"{name}.part").is_file()
