@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import cli_models
 import numpy as np
 import pytest
 import torch
@@ -189,6 +190,17 @@ def test_run_takes_a_test_set(exported: Path, folder: Path, tmp_path: Path) -> N
     assert "wrote" in ok("run", exported, "--input", folder, "-o", tmp_path / "pictures-out")
     assert sorted(p.name for p in (tmp_path / "pictures-out").iterdir()) == [f"{i}.png" for i in range(5)]
     assert Image.open(tmp_path / "pictures-out" / "0.png").size == (8, 8)
+
+
+def test_the_users_code_gives_inputs_as_it_gives_calibration_data(exported: Path, tmp_path: Path) -> None:
+    x = np.concatenate([sample.numpy() for sample in cli_models.samples()])
+    text = ok("run", exported, "--input", model("samples"), "-o", tmp_path / "y.npy")
+    assert f"for {len(x)} samples" in text
+    assert np.array_equal(np.load(tmp_path / "y.npy"), tosaic.load(exported).run(x, float_io=True)[0])
+    assert f"computed {len(x)} given samples" in ok("verify", exported, "--input", model("samples"))
+    assert f"on {len(x)} samples" in ok("verify", exported, "--against", model("image"), "--input", model("samples"))
+    ok("export", model("two"), "--calibration", model("pairs"), "-o", tmp_path / "two.vgf")
+    assert f"for {len(cli_models.pairs())} samples" in ok("run", tmp_path / "two.vgf", "--input", model("pairs"))
 
 
 def test_run_profiles_the_simulator(exported: Path, tmp_path: Path) -> None:

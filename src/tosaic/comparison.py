@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from tosaic.artifact import Artifact, dequantize
-from tosaic.emit.passport import PortRecord
 from tosaic.errors import InputError
 from tosaic.execute.compare import Difference, decibels, difference, merged
 from tosaic.tosa.graph import Value
@@ -81,7 +80,7 @@ def compare_artifacts(
         InputError: the artifacts take other inputs or have other outputs.
     """
     for kind in ("inputs", "outputs"):
-        shapes = [[_shape(p) for p in getattr(a.passport, kind)] for a in (one, other)]
+        shapes = [[p.model_shape for p in getattr(a.passport, kind)] for a in (one, other)]
         if shapes[0] != shapes[1]:
             raise InputError(f"the artifacts have other {kind}: {shapes[0]} and {shapes[1]}", remedy="compare two forms of one model")
     theirs = {v.name: v for v in other.graph.values()}
@@ -105,12 +104,6 @@ def compare_artifacts(
             progress(count)
     between = [pair for name, pair in pairs.items() if name not in outputs and (pair.stored is not None or pair.signal is not None)]
     return Comparison([pairs[name] for name in outputs if name in pairs], between, count)
-
-
-def _shape(port: PortRecord) -> list[int]:
-    """In the model's layout."""
-    shape = port.shape
-    return [shape[0], shape[3], *shape[1:3]] if port.layout == "nhwc" and len(shape) == 4 else shape
 
 
 def _samples(one: Artifact, other: Artifact, inputs: Any) -> Iterator[tuple[list[np.ndarray], list[np.ndarray]]]:

@@ -123,10 +123,8 @@ def _random_reals(artifact: Artifact) -> dict[str, np.ndarray]:
 
 def _example(port: PortRecord) -> str:
     """An input of the model as `--input-shape` would say it."""
-    shape = port.shape
-    dims = [shape[0], shape[3], *shape[1:3]] if port.layout == "nhwc" and len(shape) == 4 else shape
     kind = "" if port.scale is not None or port.dtype.endswith(("f32", "f16")) else ":bool" if port.dtype == "i1" else ":int64"
-    return ",".join(map(str, dims)) + kind
+    return ",".join(map(str, port.model_shape)) + kind
 
 
 def _decibels(value: float | None) -> str:

@@ -41,21 +41,21 @@ class Data:
             yield sample
 
 
-def check_data(text: str) -> None:
-    """Refuse what cannot be data, or is not there, without reading it.
+def check_data(text: str, option: str = "--calibration") -> None:
+    """Refuse what cannot be data, or is not there, without reading it. Messages name the option that it was given for.
 
     Raises:
         InputError: no such file, or a form that is not known.
     """
     if is_reference(text):
-        return check_reference("--calibration", text)
+        return check_reference(option, text)
     path = Path(text)
     if not path.exists():
-        raise InputError(f"--calibration: no such file or folder: {text}")
+        raise InputError(f"{option}: no such file or folder: {text}")
     if path.is_dir():
         list_images(path)
     elif path.suffix not in ARRAYS:
-        raise InputError(f"--calibration: cannot read {text}", remedy=_FORMS)
+        raise InputError(f"{option}: cannot read {text}", remedy=_FORMS)
     return None
 
 
@@ -68,6 +68,7 @@ def load_data(
     mean: list[float] | None = None,
     std: list[float] | None = None,
     keep: int = 0,
+    option: str = "--calibration",
 ) -> Data:
     """Open calibration data.
 
@@ -78,17 +79,18 @@ def load_data(
         limit: take so many samples at most.
         mean, std: for images, see `read_image`.
         keep: how many samples to hold on to.
+        option: what the text was given for; messages name it.
 
     Raises:
         InputError: unreadable, or arrays that do not belong to the inputs.
     """
-    check_data(text)
+    check_data(text, option)
     path = Path(text)
     samples: Iterable[Any]
     count: int | None
     record: dict[str, Any] = {"data": text}
     if is_reference(text):
-        samples, count = _callable(text)
+        samples, count = _callable(option, text)
     elif path.is_dir():
         check_shape(shapes[0])
         if len(shapes) != 1:
@@ -108,18 +110,18 @@ def load_data(
     return Data(samples, count, record, keep)
 
 
-def _callable(text: str) -> tuple[Iterable[Any], int | None]:
-    found = find("--calibration", text)
+def _callable(option: str, text: str) -> tuple[Iterable[Any], int | None]:
+    found = find(option, text)
     if callable(found):
-        with reporting(f"--calibration: {text}()"):
+        with reporting(f"{option}: {text}()"):
             found = found()
     if not isinstance(found, Iterable) or isinstance(found, str | bytes | Mapping):
         raise InputError(
-            f"--calibration: {text} gives {type(found).__name__}, expected an iterable of input tuples", remedy="return or yield that"
+            f"{option}: {text} gives {type(found).__name__}, expected an iterable of input tuples", remedy="return or yield that"
         )
     # a loader's own batches may be split further, so that its length is not the number of samples
     count = len(found) if isinstance(found, Sized) and not hasattr(found, "batch_size") else None
-    return guarded(f"--calibration: {text}", found), count
+    return guarded(f"{option}: {text}", found), count
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

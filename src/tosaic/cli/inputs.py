@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from tosaic.artifact import Artifact
-from tosaic.cli.data import ARRAYS, read_arrays
+from tosaic.cli.data import ARRAYS, load_data, read_arrays
 from tosaic.cli.images import SUFFIXES, list_images, read_image
+from tosaic.cli.user_code import is_reference
 from tosaic.emit.passport import PortRecord
 from tosaic.errors import InputError
 
 
 def read_inputs(artifact: Artifact, given: list[str], mean: list[float] | None, std: list[float] | None) -> dict[str, np.ndarray]:
-    """Arrays by input name from `x.npy`, `name=x.npy`, `all.npz`, `photo.png`.
+    """Arrays by input name from `x.npy`, `name=x.npy`, `all.npz`, `photo.png`, `file.py:callable`.
 
     Raises:
         InputError: an input is missing or given twice, or a file cannot be read.
@@ -25,6 +26,10 @@ def read_inputs(artifact: Artifact, given: list[str], mean: list[float] | None, 
         raise InputError(
             f"--input is missing; {artifact.path} takes {inputs}", remedy=f"give --input x.npy{' for each' if len(ports) > 1 else ''}"
         )
+    if (code := next((text for text in given if is_reference(text) and not Path(text).exists()), None)) is not None:
+        if len(given) > 1:
+            raise InputError(f"--input {code} gives all inputs", remedy="give it alone")
+        return _of_code(artifact, code)
     recorded = artifact.passport.calibration
     mean, std = mean or recorded.get("image_mean"), std or recorded.get("image_std")
     found: dict[str, np.ndarray] = {}
@@ -59,18 +64,39 @@ def _read(path: Path, port: PortRecord | None, mean: list[float] | None, std: li
         raise InputError(f"no such file: {path}")
     if port is None:
         return {"": np.empty(0)}
-    shape = tuple(port.shape)
-    nhwc = port.layout == "nhwc" and len(shape) == 4
-    nchw = (shape[0], shape[3], *shape[1:3]) if nhwc else shape
-    files = list_images(path) if path.is_dir() else [path] * nchw[0] if shape else [path]
-    batch = np.stack([read_image(f, nchw, mean, std) for f in files])
-    return {"": np.ascontiguousarray(batch.transpose(0, 2, 3, 1)) if nhwc else batch}
+    shape = tuple(port.model_shape)
+    files = list_images(path) if path.is_dir() else [path] * shape[0] if shape else [path]
+    batch = np.stack([read_image(f, shape, mean, std) for f in files])
+    return {"": np.ascontiguousarray(batch.transpose(0, 2, 3, 1)) if list(shape) != port.shape else batch}
+
+
+def _of_code(artifact: Artifact, text: str) -> dict[str, np.ndarray]:
+    """What user code gives for calibration serves as inputs too: all samples, one behind the other."""
+    from tosaic.quantization.ptq import tensors_of  # it imports torch
+
+    ports = artifact.passport.inputs
+    rows: list[list[np.ndarray]] = []
+    for index, sample in enumerate(load_data(text, [], [], option="--input")):
+        arrays = [np.asarray(x.detach().cpu() if hasattr(x, "detach") else x) for x in tensors_of(sample)[: len(ports)]]
+        if len(arrays) < len(ports):
+            raise InputError(f"--input {text}: sample {index} has {len(arrays)} arrays, and {artifact.path} takes {len(ports)}")
+        # a sample of a data set has no batch
+        rows.append([a[None] if a.ndim == len(p.shape) - 1 and p.shape[0] == 1 else a for a, p in zip(arrays, ports, strict=True)])
+    if not rows:
+        raise InputError(f"--input {text}: it gives no samples")
+    try:
+        together = [
+            np.concatenate(arrays) if port.shape else arrays[0] for port, arrays in zip(ports, zip(*rows, strict=True), strict=True)
+        ]
+    except ValueError as error:
+        raise InputError(f"--input {text}: the samples do not go together: {error}") from None
+    return {port.name: array for port, array in zip(ports, together, strict=True)}
 
 
 def picture_names(given: list[str], samples: int) -> list[str]:
     """Names for the samples: those of the images in the first folder that was given, else numbers."""
     for text in given:
-        place = Path(text if Path(text).exists() else text.partition("=")[2])
-        if place.is_dir():
-            return [file.stem for file in list_images(place)]
+        place = text if Path(text).exists() else text.partition("=")[2]
+        if place and Path(place).is_dir():
+            return [file.stem for file in list_images(Path(place))]
     return [f"{i:0{len(str(samples - 1))}d}" for i in range(samples)]

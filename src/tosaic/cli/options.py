@@ -123,7 +123,8 @@ Inputs = Annotated[
         "--input",
         "-i",
         metavar="[NAME=]FILE",
-        help="An input: .npy, .npz, .safetensors, an image or a folder of images, for one sample or many (repeat for each input).",
+        help="An input: .npy, .npz, .safetensors, an image or a folder of images, for one sample or many (repeat for each input); "
+        "or file.py:callable, as for --calibration, which gives all of them.",
     ),
 ]
 On = Annotated[str | None, Option("--on", metavar="simulator|reference|vulkan", show_default="simulator", help="Where to run.")]

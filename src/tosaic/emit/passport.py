@@ -23,6 +23,12 @@ class PortRecord(BaseModel):
     zero_point: int | None = None
     layout: str = "model"
 
+    @property
+    def model_shape(self) -> list[int]:
+        """The shape in the model's own layout."""
+        shape = self.shape
+        return [shape[0], shape[3], *shape[1:3]] if self.layout == "nhwc" and len(shape) == 4 else shape
+
 
 class LedgerRecord(BaseModel):
     """How one operator of the model was compiled."""

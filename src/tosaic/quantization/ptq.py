@@ -161,7 +161,7 @@ def batches(data: Iterable[Any], example_inputs: Inputs) -> Iterator[Inputs]:
         raise InputError(f"calibration data is an iterable of input tuples, found {type(data).__name__}")
     want = [t for t in pytree.tree_leaves(example_inputs) if isinstance(t, torch.Tensor)]
     for index, sample in enumerate(data):
-        found = [torch.as_tensor(np.ascontiguousarray(t)) if isinstance(t, np.ndarray) else t for t in _flat(sample)]
+        found = [torch.as_tensor(np.ascontiguousarray(t)) if isinstance(t, np.ndarray) else t for t in tensors_of(sample)]
         # a DataLoader of a labelled data set yields (inputs, label); what the model takes comes first
         tensors = found[: len(want)]
         if len(found) < len(want) or not all(isinstance(t, torch.Tensor) for t in tensors):
@@ -169,7 +169,8 @@ def batches(data: Iterable[Any], example_inputs: Inputs) -> Iterator[Inputs]:
         yield from _split(tensors, want, index)
 
 
-def _flat(sample: Any) -> list[Any]:
+def tensors_of(sample: Any) -> list[Any]:
+    """What a sample of a data set holds, in order."""
     if isinstance(sample, dict):
         sample = list(sample.values())
     return list(pytree.tree_leaves(sample))
