@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -39,15 +40,24 @@ def handles(*classes: type[Op]) -> Callable[[Handler], Handler]:
 
 def as_torch(x: np.ndarray) -> torch.Tensor:
     """`x` as a tensor without a copy; bf16 and 8-bit floats, which torch does not take from numpy, become f32."""
-    if x.dtype in _FOREIGN:
-        x = x.astype(np.float32)
-    if any(s < 0 for s in x.strides):
-        x = np.ascontiguousarray(x)
-    if x.flags.writeable:
+    if not x.flags.writeable:
+        _warned()
+    try:
         return torch.from_numpy(x)
-    with warnings.catch_warnings():  # torch warns that one could write to a constant; kernels never write
+    except TypeError:
+        return torch.from_numpy(x.astype(np.float32))
+    except ValueError:  # it goes backwards
+        return torch.from_numpy(np.ascontiguousarray(x))
+
+
+@cache
+def _warned() -> None:
+    """Torch warns once that one could write to a constant, which no kernel does: let it, where nobody listens."""
+    constant = np.zeros(1, np.int8)
+    constant.flags.writeable = False
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return torch.from_numpy(x)
+        torch.from_numpy(constant)
 
 
 def as_float(x: np.ndarray) -> torch.Tensor:

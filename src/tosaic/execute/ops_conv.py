@@ -45,6 +45,8 @@ class Convolution(ABC):
         weight, self.result = node.inputs[1], node.output
         self.accumulator = torch.int32 if self.result.dtype is DType.INT32 else torch.int64
         self.fixed = self.prepare(weight.data) if weight.data is not None else None
+        bias = node.inputs[2].data
+        self.fixed_offset = self.offset(self.fixed, bias) if weight.data is not None and bias is not None else None
 
     @abstractmethod
     def prepare(self, w: np.ndarray) -> Any:
@@ -58,9 +60,14 @@ class Convolution(ABC):
         """What is to be added to each channel: int64 [OC]."""
         return np.broadcast_to(b.astype(np.int64), self.result.shape[-1:])
 
-    def __call__(self, x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
+    def _made(self, w: np.ndarray, b: np.ndarray) -> tuple[Any, np.ndarray]:
+        """Weights and offset."""
         weights = self.prepare(w) if self.fixed is None else self.fixed
-        offset = torch.from_numpy(np.ascontiguousarray(self.offset(weights, b))).to(self.accumulator)
+        return weights, np.ascontiguousarray(self.offset(weights, b) if self.fixed_offset is None else self.fixed_offset)
+
+    def __call__(self, x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
+        weights, constants = self._made(w, b)
+        offset = torch.from_numpy(constants).to(self.accumulator)
         out = np.empty(self.result.shape, self.result.dtype.numpy)
         rows = torch.from_numpy(out.reshape(-1, out.shape[-1]))
         for start, (block, *low) in self.blocks(x, weights):
@@ -75,8 +82,7 @@ class Convolution(ABC):
         dtypes = [rescale.output.dtype.numpy for rescale, _ in ends]
 
         def kernel(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, ...]:
-            weights = self.prepare(w) if self.fixed is None else self.fixed
-            offset = np.ascontiguousarray(self.offset(weights, b))
+            weights, offset = self._made(w, b)
             results = tuple(np.empty(self.result.shape, dtype) for dtype in dtypes)
             for start, block in self.blocks(x, weights):
                 parts = [part.numpy() for part in block]
@@ -112,8 +118,21 @@ class _Int8(Convolution):
             yield from self._products(x, self.op.input_zp, matrix)
             return
         high, low = exact_products.split16(x)
+        k, oc = matrix.shape
+        rows = x.size // k
+        if self._is_plain and 2 * rows * max(k, oc) <= BLOCK:  # the weights are read once
+            total = exact_products.int8_product(
+                as_torch(np.concatenate((high, low))).reshape(-1, k), matrix, torch.empty((2 * rows, oc), dtype=torch.int32)
+            )
+            yield 0, (total[:rows], total[rows:])
+            return
         both = zip(self._products(high, 0, matrix), self._products(low, -128, matrix), strict=True)
         yield from ((start, upper + lower) for (start, upper), (_, lower) in both)
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether each window is a row of the input."""
+        return self.node.inputs[1].shape[1:3] == (1, 1) and self.op.stride == (1, 1) and not any(self.op.pad)
 
     def _products(self, x: np.ndarray, padding: int, matrix: torch.Tensor) -> Blocks:
         """int32 [rows, OC]: windows of int8 x times the weights; `padding` stands around x."""
@@ -123,7 +142,7 @@ class _Int8(Convolution):
         count = n * oh * ow
         step = max(1, BLOCK // max(k, oc))
         total = torch.empty((min(step, count), oc), dtype=torch.int32)
-        if kernel == (1, 1) and op.stride == (1, 1) and not any(op.pad):
+        if self._is_plain:
             rows = as_torch(x).reshape(-1, k)
             for start in range(0, count, step):
                 some = rows[start : start + step]

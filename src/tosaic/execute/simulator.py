@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.lib.array_utils import byte_bounds
 
 from tosaic.errors import ExecuteError, InputError
 from tosaic.execute import budget, ops_control, ops_conv, ops_elementwise, ops_fft, ops_layout, ops_matmul, ops_pool  # noqa: F401  they fill HANDLERS
@@ -52,7 +53,9 @@ class Simulator:
     def __init__(self, graph: Graph) -> None:
         budget.check(graph, self._free)
         self.graph = graph
-        self._constants = {value: self._taken(value, value.data) for value in graph.constants() if value.data is not None}
+        held = {value: value.data for value in graph.constants() if value.data is not None}
+        self._constants = {value: self._taken(value, data) for value, data in held.items()}
+        self._memory = _memory([*held.values()])
         values = dict.fromkeys((*graph.inputs, *graph.constants(), *(v for n in graph.nodes for v in n.outputs)))
         self._slots = {value: i for i, value in enumerate(values)}
         kernels = [_Prepared((node,), self._kernel(node), node.inputs, node.outputs) for node in graph.nodes]
@@ -132,7 +135,7 @@ class Simulator:
                 del made, array, result
                 for i in step.dead:
                     arrays[i] = None
-        held = [*inputs, *(v.data for v in self.graph.constants() if v.data is not None)]
+        held = np.concatenate([self._memory, _memory([np.asarray(x) for x in inputs])])
         return [_own(self._given(v, arrays[self._slots[v]]), held) for v in self.graph.outputs]
 
     def _checked(self, inputs: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
@@ -192,9 +195,17 @@ def check(nodes: Sequence[Node], want: Value, shape: Sequence[int], dtype: objec
         raise ExecuteError(f"{names}: the simulator made {dtype}{list(shape)} of {want!r}")
 
 
-def _own(array: np.ndarray, held: Sequence[np.ndarray]) -> np.ndarray:
-    shared = any(np.may_share_memory(array, other) for other in held)
-    return array.copy() if shared else np.ascontiguousarray(array).reshape(array.shape)
+def _memory(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Where arrays begin and end in memory, int64 [n,2]."""
+    return np.array([byte_bounds(array) for array in arrays], np.int64).reshape(-1, 2)
+
+
+def _own(array: np.ndarray, held: np.ndarray) -> np.ndarray:
+    """An array that lies in none of these places."""
+    low, high = byte_bounds(array)
+    if bool(((low < held[:, 1]) & (held[:, 0] < high)).any()):
+        return array.copy()
+    return np.ascontiguousarray(array).reshape(array.shape)
 
 
 @contextmanager

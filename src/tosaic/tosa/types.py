@@ -42,7 +42,7 @@ class DType(enum.Enum):
     @property
     def numpy(self) -> np.dtype:
         """The numpy type that holds one element in memory (int48 in int64, int4 in int8)."""
-        return np.dtype(_NUMPY[self])
+        return _NUMPY[self]
 
     @property
     def min(self) -> int:
@@ -72,17 +72,20 @@ _BITS = {
     DType.FP32: 32,
 }
 _NUMPY = {
-    DType.BOOL: np.bool_,
-    DType.INT4: np.int8,
-    DType.INT8: np.int8,
-    DType.INT16: np.int16,
-    DType.INT32: np.int32,
-    DType.INT48: np.int64,
-    DType.FP8E4M3: ml_dtypes.float8_e4m3fn,
-    DType.FP8E5M2: ml_dtypes.float8_e5m2,
-    DType.FP16: np.float16,
-    DType.BF16: ml_dtypes.bfloat16,
-    DType.FP32: np.float32,
+    dtype: np.dtype(kind)
+    for dtype, kind in {
+        DType.BOOL: np.bool_,
+        DType.INT4: np.int8,
+        DType.INT8: np.int8,
+        DType.INT16: np.int16,
+        DType.INT32: np.int32,
+        DType.INT48: np.int64,
+        DType.FP8E4M3: ml_dtypes.float8_e4m3fn,
+        DType.FP8E5M2: ml_dtypes.float8_e5m2,
+        DType.FP16: np.float16,
+        DType.BF16: ml_dtypes.bfloat16,
+        DType.FP32: np.float32,
+    }.items()
 }
 
 
