@@ -162,6 +162,8 @@ class Edges(nn.Module):
                 "no_weights": linear(lambda m: m.weight.zero_()),
                 "no_weights_at_all": linear(lambda m: m.weight.zero_(), bias=False),
                 "no_channel": linear(lambda m: m.weight[1].zero_()),
+                "large_biases": nn.Sequential(Module(lambda x: x * 1e-3), linear(lambda m: (m.weight[0].zero_(), m.bias.mul_(1e5)))),
+                "never_used": nn.Sequential(Module(lambda x: x * 0), linear(lambda m: m.weight.mul_(10.0))),
                 "one_weight": linear(lambda m: m.weight.zero_()[2, 3].fill_(1.0)),
             }
         )
@@ -195,6 +197,7 @@ class Pictures(nn.Module):
                 "large_variance": batch_norm(running_var=1e30),
                 "alone": nn.Sequential(alone, nn.ReLU()),
                 "no_channel": nn.Sequential(nn.Conv2d(3, 4, 3)),
+                "never_used": nn.Sequential(Module(lambda x: x * 0), nn.Conv2d(3, 4, 3)),
             }
         )
         self.pieces["no_channel"][0].weight.data[2] = 0.0

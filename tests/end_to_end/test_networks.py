@@ -11,8 +11,9 @@ import networks
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from networks import Audio, Classifier, MobileBlock, UNet, Upscaler, sqnr
-from torch import nn
+from torch import Tensor, nn
 
 import tosaic
 
@@ -129,7 +130,7 @@ class TinyGamma(nn.Module):
         for norm in (self.norm, self.head):
             norm.weight.data[1], norm.bias.data[:] = gamma, torch.tensor([0.5, 0.7, -0.2, 1.5])
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.head(self.up(self.norm(self.conv(x))))
 
 
@@ -140,7 +141,7 @@ class Cancels(nn.Module):
         super().__init__()
         self.first, self.last = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         y = self.first(x)
         large = y * 1000 + x * 0.001
         return self.last(((large + y) - large) + ((y + 1000) - 1000) + y)
@@ -186,6 +187,29 @@ def test_int16_between_needs_no_extension() -> None:
     np.testing.assert_array_equal(found, artifact.run(x, on="reference", float_io=True)[0])
     with torch.no_grad():
         assert sqnr(model(x), found) > 26
+
+
+class _Moved(nn.Module):
+    """Movement that lowers to CONCAT, and a larger image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x) * 1.5
+        moved = torch.cat([torch.roll(y, (1, 2), (2, 3)), F.pad(y[..., 1:-1, 1:-1], (1, 1, 1, 1), mode="reflect")], 1)
+        return self.last(F.interpolate(moved, scale_factor=2) * 0.8)
+
+
+def test_int16_between_moves_without_the_extension() -> None:
+    """CONCAT and RESIZE of int16 are the extension's too."""
+    torch.manual_seed(0)
+    model, batch = _Moved().eval(), [torch.rand(1, 3, 6, 6) for _ in range(3)]
+    artifact = tosaic.compile(tosaic.quantize(model, batch[0], batch, between="int16"), spec="TOSA-1.0+INT")
+    np.testing.assert_array_equal(artifact.run(batch[0])[0], artifact.run(batch[0], on="reference")[0])
+    with torch.no_grad():
+        assert sqnr(model(batch[0]), artifact.run(batch[0], float_io=True)[0]) > 35
 
 
 def test_channels_last_cubes() -> None:

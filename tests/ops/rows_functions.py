@@ -103,11 +103,26 @@ GATES = (
     layer("sqrt_after_conv", aten.sqrt.default, lambda: AfterConv(lambda a: torch.sqrt(a.abs() + 0.1)), PICTURE, lsb_at_16=4),
 )
 
+
+class RunningAverage(nn.Module):
+    """A step of an average with exponential weights, whose running maximum begins far below every number (as RWKV has it)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys, self.values = nn.Linear(6, 8), nn.Linear(6, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        key, before = self.keys(x) + 0.25, torch.full((len(x), 8), -1e30)
+        top = torch.maximum(before, key)
+        return torch.exp(before - top) * 0.5 + torch.exp(key - top) * self.values(x)
+
+
 # an exponential of the whole range is steep: a step of the input is many of the result
 STEEP = (("8a8w", 20.0),)
 EXPONENTIALS = (
     *both("exp", aten.exp.default, torch.exp, (-4.0, 2.0), near=BETWEEN_TABLE, between=lambda a: torch.exp(a * 0.5)),
     function("exp_wide", aten.exp.default, torch.exp, PICTURE, span=(-8.0, 12.0), decibels=STEEP),
+    layer("exp_below_running_maximum", aten.exp.default, RunningAverage, (24, 6), **BETWEEN),
     *both("exp2", aten.exp2.default, torch.exp2, (-4.0, 2.0), near=BETWEEN_STEEP),
     *both("expm1", aten.expm1.default, torch.expm1, (-4.0, 2.0), near=BETWEEN_STEEP, between_decibels=(("8a8w", 25.0),)),
     *both("power_of_two", aten.pow.Scalar, lambda a: 2.0**a, (-4.0, 2.0), near=BETWEEN_STEEP),

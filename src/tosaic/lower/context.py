@@ -66,6 +66,10 @@ class Context:
         self._ranges: Ranges | None = None
 
     def emit(self, op: ops.Op, *inputs: Value) -> Value:
+        if isinstance(op, ops.Concat) and inputs[0].dtype is DType.INT16 and not self.spec.holds("int16"):
+            # CONCAT of int16 is the extension's, of int32 it is not
+            joined = self.emit(op, *(self.rescale(x, Quant(1.0, 0, DType.INT16), Quant(1.0, 0, DType.INT32)) for x in inputs))
+            return self.rescale(joined, Quant(1.0, 0, DType.INT32), Quant(1.0, 0, DType.INT16))
         return self.builder.emit(op, *inputs)
 
     def refuse(self, why: str) -> UnsupportedError:

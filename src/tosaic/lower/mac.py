@@ -19,6 +19,7 @@ from tosaic.tosa import ops
 from tosaic.tosa.graph import Value
 from tosaic.tosa.types import DType
 
+_MOST_OF_BIAS = {DType.INT8: 29, DType.INT16: 38}  # bits of a bias in the accumulator
 _WEIGHTS = {DType.INT8: (DType.INT8, DType.INT4), DType.INT16: (DType.INT8,)}
 
 
@@ -49,23 +50,26 @@ def with_room_for_bias(x: Operand, weight: Operand, bias: Operand | None, axis: 
     """`weight` at coarser scales in channels whose bias would not fit the accumulator.
 
     Where a folded batch norm has a gamma near zero, weights and with them the accumulator's scale are tiny, the bias is not.
-    What the weights lose is below 2^-15 of that bias. A channel without weights has any scale: one at which its bias
-    has 18 bits, fewer than the sums of other channels, whose bound is the bound of all.
+    What the weights lose is below 2^-15 of that bias, or 2^-23 of one beside int16 inputs. A channel without weights has any scale: one
+    at which its bias has as many bits as the sums of the others, whose bound is the bound of all (and a reader of 48 bits keeps 29 of it).
     """
     if x.quant is None or weight.quant is None or not weight.is_const:
         return weight
     quant, channels = weight.quant, weight.shape[axis]
+    most = _MOST_OF_BIAS[x.quant.dtype]
     # the groups of a transposed convolution share their scales
     largest = np.abs(bias.reals()).reshape(groups, -1).max(0) if bias is not None and bias.is_const else np.zeros(channels)
     scales = np.broadcast_to(quant.scales, largest.shape)
     empty = ~np.moveaxis(np.asarray(weight.array), axis, -1).reshape(-1, channels).any(0)
     if empty.any():
         least = scales[~empty].min(initial=np.inf) if not empty.all() else 1.0
-        own = np.where(largest > 0, largest / (float(x.quant.scales) * 2.0**18), least)
+        others = np.where(empty, 0.0, largest / (scales * float(x.quant.scales)))
+        bits = min(max(math.log2(others.max() + 1.0), 18.0), most)
+        own = np.where(largest > 0, largest / (float(x.quant.scales) * 2.0**bits), least)
         scales = np.where(empty, own, scales)
         quant = replace(quant, scale=tuple(scales.tolist()))
         weight = replace(weight, quant=quant, axis=axis)
-    over = largest / (scales * float(x.quant.scale) * 2.0 ** (29 if x.quant.dtype is DType.INT8 else 45))  # type: ignore[arg-type]
+    over = largest / (scales * float(x.quant.scales) * 2.0**most)
     if (over <= 1).all():
         return weight
     factors = 2.0 ** np.ceil(np.log2(np.maximum(over, 1.0)))

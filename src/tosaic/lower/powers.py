@@ -16,6 +16,7 @@ from tosaic.lower.context import Context
 from tosaic.lower.elementwise import multiply
 from tosaic.lower.fixed import calc, leading, lookup
 from tosaic.lower.operand import Operand, Quant
+from tosaic.lower.reals import bring
 from tosaic.lower.tables import Function, by_interval, like, typical, wanted_in_use, wanted_limit
 from tosaic.tosa import ops
 from tosaic.tosa.graph import Value
@@ -26,6 +27,7 @@ _GOOD = 8000.0  # 78 dB
 _BELOW = 1 - 2.0**-10  # less than the error of a mantissa's entry
 _LARGEST_POWER = 2.0**29 * _BELOW
 _SPAN = 22.0  # nats below the largest exponential: 2^-31
+_MANY, _STEP = 2.0**10, 2.0**-20  # nats: operands that reach beyond the first are brought to steps of the second, and saturate at 2^8
 
 
 def _scale(x: Operand) -> float:
@@ -134,6 +136,8 @@ def exponential(ctx: Context, x: Operand, rate: float) -> Operand:
 
     The table is the same whatever the scales: exp(rate x) = exp(rate (x - c)) exp(rate c), c in the middle of the 22 nats.
     """
+    if abs(rate) * typical(x) > _MANY:  # a mask was among them
+        x = replace(bring(ctx, x, Quant(_STEP / abs(rate), 0, DType.INT32)), calibrated=2.0**28)
     if abs(rate) * typical(x) <= _SPAN / 8:
         return by_interval(ctx, x, Function(lambda v: np.exp(np.minimum(rate * v, 700.0)), lambda ctx, v: v))
     scale, half = _scale(x), _SPAN / 2

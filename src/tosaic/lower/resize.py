@@ -191,6 +191,7 @@ def _interpolation(
     spatial = len(x.shape) - 2
     matrices = _matrices(x.shape[2:], size, factors, run)
     wide = x.quant is not None and not ctx.is_narrow(x) and (ctx.want is None or ctx.want.dtype is DType.INT32)
+    wide |= x.quant is not None and x.quant.dtype is DType.INT16 and not ctx.spec.holds("int16")
     axes = None if mode is None or wide or spatial > 2 else _axes(ctx, matrices, factors, mode, corners, exact)
     if axes is None:
         return interpolated(ctx, x if wide else poolable(ctx, x), matrices)

@@ -26,7 +26,7 @@ def choose_qparams(
 
     Symmetric: the larger magnitude maps to `top`. Asymmetric: [low, high], widened to hold zero, maps to
     [quant_min, quant_max], and zero is exactly representable (Jacob et al. 2018, equation 1). A range of nothing but zero gets
-    the scale 1, at 32 bits that of [-1, 1]: it must not cost what it meets any bits.
+    the scale of [-1, 1]: it must not cost what it meets any bits.
     """
     low, high = low.double().clamp(max=0.0), high.double().clamp(min=0.0)
     if symmetric:
@@ -36,8 +36,7 @@ def choose_qparams(
         scale = (high - low) / (quant_max - quant_min)
         zero_point = quant_min - torch.round(low / scale.clamp(min=TINY)).to(torch.int64)
         zero_point = zero_point.clamp(quant_min, quant_max)
-    of_zero = 1.0 / top if quant_max >= 1 << 16 else 1.0
-    return torch.where(scale < TINY, torch.full_like(scale, of_zero), scale).float(), zero_point
+    return torch.where(scale < TINY, torch.full_like(scale, 1.0 / top), scale).float(), zero_point
 
 
 class Observer(ObserverBase):

@@ -18,6 +18,7 @@ _JOINING = (
     *(aten.maximum.default, aten.minimum.default),
 )
 _MOST, _MOST_IN_SUMS = 2.0**3, 2.0**12  # how much larger than its own a value's range may become
+_MOST_OF_ZERO = 2.0**6  # likewise, than the least in its group, that of a value of which calibration saw nothing but zero
 # Sums keep four bits more: an accumulator can be larger than any that calibration saw, and still needs no coarser scale.
 # Two, where readers take 16 bits of a value that is cut off from sums of sums
 _ROOM, _ROOM_AT_16 = 16.0, 4.0
@@ -76,15 +77,19 @@ def _is_read_at_16(observed: GraphModule, node: Node) -> bool:
 
 
 def _share(members: list[Observer], only_summed: set[Observer], room: float) -> None:
-    """One range for all whose own is near enough to the largest; then for those that are left."""
+    """One range for all whose own is near enough to the largest; then for those that are left.
+
+    What was always zero says nothing about its range, and takes another's; but not a mask's, far beyond those of numbers.
+    """
     left = sorted(((_reach(m), m) for m in members), key=lambda pair: pair[0], reverse=True)
+    of_zero = _MOST_OF_ZERO * min((reach for reach, _ in left if reach), default=0.0)
     while left:
         largest = left[0][0]
         near: list[tuple[float, Observer]] = []
         far: list[tuple[float, Observer]] = []
         for reach, member in left:
-            # what was always zero says nothing about its range
-            within = not reach or reach * (_MOST_IN_SUMS if member in only_summed else _MOST) >= largest
+            most = _MOST_IN_SUMS if member in only_summed else _MOST
+            within = largest <= (reach * most if reach else of_zero)
             (near if within else far).append((reach, member))
         for _, member in near if len(near) > 1 else ():
             member.low, member.high = torch.tensor(-largest * room), torch.tensor(largest * room)
