@@ -100,6 +100,8 @@ REFUSED: list[tuple[str, nn.Module, tuple[Tensor, ...], type[TosaicError], str]]
         InputError,
         "batch norm '1.running_var' is not positive in channel 1 and eps is 0.0",
     ),
+    ("random numbers", Module(lambda x: x + torch.randn(8)), (X,), UnsupportedError, "aten.randn.default draws random numbers"),
+    ("random choice", Module(lambda x: F.gumbel_softmax(x)), (X,), UnsupportedError, "exponential.default draws random numbers"),
     ("no tensor", Module(lambda x: (x + 1, None)), (X,), UnsupportedError, "output 'output_1' is not a tensor but NoneType"),
 ]
 

@@ -156,6 +156,7 @@ CIRCULAR = (
     *both("tan", aten.tan.default, torch.tan, (-1.2, 1.3), near=BETWEEN_TABLE, between=lambda a: torch.tan(a * 0.3)),
     *of_unit("asin", aten.asin.default, torch.asin),
     *of_unit("acos", aten.acos.default, torch.acos),
+    *of_unit("erfinv", aten.erfinv.default, torch.erfinv),
     *both("atan", aten.atan.default, torch.atan),
     *both("sinh", aten.sinh.default, torch.sinh, (-3.0, 3.0), near=BETWEEN_TABLE),
     *both("cosh", aten.cosh.default, torch.cosh, (-3.0, 3.0), near=BETWEEN_TABLE),

@@ -93,6 +93,24 @@ DISTANCES = (
     function("hypot", NORM, torch.hypot, (6, 9), (6, 9)),
     function("copysign", WHERE, torch.copysign, (6, 9), (6, 9)),
     function("angle", WHERE, torch.angle, (6, 9)),
+    function("heaviside", WHERE, lambda a, b: torch.heaviside(torch.relu(a), b), (6, 9), (9,)),
+    function(
+        "xlog1py",
+        WHERE,
+        lambda a, b: torch.special.xlog1py(torch.relu(a), b.abs()),
+        (6, 9),
+        (6, 9),
+        lsb_at_16=4,  # a TABLE, and a product
+        equal_at_16=0.6,
+    ),
+    function(
+        "histogram",
+        aten.ge.Tensor,
+        lambda a: torch.histc(a, 7, -1.3, 2.6),
+        (6, 30),
+        equal=0.8,
+        decibels=(("8a8w", 20.0), ("16a8w", 40.0)),  # what quantization moves across an edge
+    ),
     function("kl_div", WHERE, lambda a, b: F.kl_div(a.log_softmax(1), b.softmax(1), reduction="none"), (6, 9), (6, 9), equal_at_16=0.8),
     function("softmax_of_scalar", aten.add.Tensor, lambda a: a.sum().softmax(0) + a, (6, 9)),
     integers("power_of_integers", aten.mul.Tensor, lambda a: a**3, (4, 5), span=(-9.0, 9.0)),

@@ -99,7 +99,7 @@ CASES = (
     _case("pow", 40, overload="Tensor_Scalar", maxima=(0.5, 1.0, 7.0)),
     *(_case(name, maxima=(0.02, 1.0, 3.0, 7.0, 300.0, 1e5)) for name in ("sin", "cos")),
     _case("tan", maxima=(0.02, 1.0, 1.4)),
-    *(_case(name, **UNIT, monotone=sign) for name, sign in (("asin", 1), ("acos", -1), ("atanh", 1))),
+    *(_case(name, **UNIT, monotone=sign) for name, sign in (("asin", 1), ("acos", -1), ("atanh", 1), ("erfinv", 1))),
     _case("logit", maxima=(0.99,), low=0.01, monotone=1),
     _case("logit", 1e-3, maxima=(0.99, 1.2), low=-0.1, monotone=1),
     _case("sinh", maxima=(0.02, 1.0, 7.0, 20.0), monotone=1),

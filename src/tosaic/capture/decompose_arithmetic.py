@@ -66,6 +66,26 @@ def _xlogy(x: Tensor, y: Tensor) -> Tensor:
     return torch.where(x == 0, torch.zeros((), dtype=x.dtype), x * torch.log(y))
 
 
+def _xlog1py(x: Tensor, y: Tensor) -> Tensor:
+    """Like `_xlogy`."""
+    return torch.where(x == 0, torch.zeros((), dtype=x.dtype), x * torch.log1p(y))
+
+
+def _heaviside(x: Tensor, values: Tensor) -> Tensor:
+    """The default chooses between integers, which the FP profile lacks."""
+    return torch.where(x == 0, values, (x > 0).to(values.dtype))
+
+
+def _histc(x: Tensor, bins: int = 100, min: float = 0, max: float = 0) -> Tensor:
+    """How many reach each edge but not the next; the last bin holds its end. Without limits they would be those of the values."""
+    if not min < max:
+        return NotImplemented
+    edges = torch.linspace(min, max, bins + 1, dtype=x.dtype)
+    x = x.reshape(-1, 1)
+    reached = torch.cat([x >= edges[:-1], x > edges[-1:]], 1).to(x.dtype).sum(0)
+    return reached[:-1] - reached[1:]
+
+
 def _softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
     """Of a scalar; the rest has a lowering."""
     return torch.ones_like(x) if x.ndim == 0 else NotImplemented
@@ -88,6 +108,9 @@ ARITHMETIC: dict[torch._ops.OpOverload, Callable[..., Any]] = {
     aten.ldexp.Tensor: _ldexp,
     aten.dist.default: _dist,
     aten.xlogy.Tensor: _xlogy,
+    aten.special_xlog1py.default: _xlog1py,
+    aten.heaviside.default: _heaviside,
+    aten.histc.default: _histc,
     aten._softmax.default: _softmax,
     aten._log_softmax.default: _log_softmax,
 }

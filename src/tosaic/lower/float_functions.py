@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+import torch
 
 from tosaic.lower.context import Context
 from tosaic.tosa import ops
@@ -80,10 +81,12 @@ def polynomial(ctx: Context, x: Value, coefficients: np.ndarray) -> Value:
 
 @functools.cache
 def _fitted(name: str) -> np.ndarray:
-    """Coefficients over [0, 1] by interpolation at Chebyshev points: errors are below 1e-8."""
+    """Coefficients over [0, 1] by interpolation at Chebyshev points: errors are below 1e-8 (1e-7 for erfinv)."""
     function, degree = {
         "atan(sqrt t) / sqrt t": (lambda t: np.arctan(np.sqrt(t)) / np.sqrt(t), 9),
         "acos(t) / sqrt(1 - t)": (lambda t: np.arccos(t) / np.sqrt(1 - t), 8),
+        "erfinv of 5 t": (lambda t: _erfinv_ratio(5 * t), 9),
+        "erfinv of (2 + 2 t)^2": (lambda t: _erfinv_ratio((2 + 2 * t) ** 2), 9),
     }[name]
     fit = np.polynomial.chebyshev.Chebyshev.interpolate(function, degree, domain=[0.0, 1.0])
     return fit.convert(kind=np.polynomial.Polynomial).coef[::-1]
@@ -216,6 +219,24 @@ def asin(ctx: Context, x: Value) -> Value:
     root = sqrt(ctx, mul(ctx, sub(ctx, 1.0, x), add(ctx, x, 1.0)))
     small = _atan_below_one(ctx, mul(ctx, x, reciprocal(ctx, do(ctx, ops.Maximum(), root, 0.5))))
     return select(ctx, do(ctx, ops.Greater(), x, 0.5), sub(ctx, math.pi / 2, acos(ctx, x)), small)
+
+
+def _erfinv_ratio(w: np.ndarray) -> np.ndarray:
+    """erfinv(x) / x for w = -log(1 - x^2)."""
+    x = np.sqrt(-np.expm1(-w))
+    return erfinv_real(x) / x
+
+
+def erfinv_real(x: np.ndarray) -> np.ndarray:
+    return torch.erfinv(torch.from_numpy(np.asarray(x, dtype=np.float64))).numpy()
+
+
+def erfinv(ctx: Context, x: Value) -> Value:
+    """x P(w), w = -log(1 - x^2): a polynomial of w, and one of its root in the tails (as Giles, 2012)."""
+    w = ctx.emit(ops.Negate(), log(ctx, mul(ctx, sub(ctx, 1.0, x), add(ctx, x, 1.0))))
+    middle = polynomial(ctx, mul(ctx, w, 0.2), _fitted("erfinv of 5 t"))
+    tail = polynomial(ctx, sub(ctx, mul(ctx, sqrt(ctx, w), 0.5), 1.0), _fitted("erfinv of (2 + 2 t)^2"))
+    return mul(ctx, x, select(ctx, do(ctx, ops.Greater(), w, 4.5), tail, middle))
 
 
 def power(exponent: float) -> Float:

@@ -94,6 +94,7 @@ FUNCTIONS: dict[torch._ops.OpOverload, Function] = {
     aten.tanh.default: Function(np.tanh, ff.tanh, 9.0),
     aten.erf.default: Function(_erf, ff.erf, 4.5),
     aten.erfc.default: Function(_erfc, ff.erfc, 4.5),
+    aten.erfinv.default: Function(lambda x: ff.erfinv_real(np.clip(x, -1.0, 1.0)), ff.erfinv, 1.0),
     aten.silu.default: _gate(sigmoid_real, ff.sigmoid, 18.0),
     aten.mish.default: _gate(lambda x: np.tanh(_softplus_real(x)), ff.mish_gate, 18.0),
     aten.exp.default: _exponential(math.e),

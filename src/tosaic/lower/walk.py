@@ -89,9 +89,17 @@ def lower_graph(
     return _Walk(module, spec, output_names, name, io_layout, reasons or {}, magnitudes or {}).run()
 
 
-def _is_unknown(node: Node) -> bool:
-    """An operator that has no lowering (it may still be folded, if its inputs are constants)."""
-    return node.target not in LOWERINGS and node.target not in (*QUANTIZE, *DEQUANTIZE, operator.getitem)
+def _refusal(node: Node) -> str | None:
+    """Why an operator cannot be lowered; None if it can be. One without a lowering may still be folded, if its inputs are constants."""
+    if _is_random(node):
+        return f"{node.target} draws random numbers, which a .vgf cannot: give them to the model as an input"
+    known = node.target in LOWERINGS or node.target in (*QUANTIZE, *DEQUANTIZE, operator.getitem)
+    return None if known else f"{node.target} has no lowering"
+
+
+def _is_random(node: Node) -> bool:
+    """Folded, it would be the same numbers in every run."""
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def check_operators(module: torch.fx.GraphModule) -> None:
@@ -104,10 +112,11 @@ def check_operators(module: torch.fx.GraphModule) -> None:
     constant: set[Node] = set()
     failures: list[tuple[str, str]] = []
     for node in module.graph.nodes:
-        if node.op == "get_attr" or (node.op == "call_function" and all(a in constant for a in node.all_input_nodes)):
+        folded = node.op == "call_function" and not _is_random(node) and all(a in constant for a in node.all_input_nodes)
+        if node.op == "get_attr" or folded:
             constant.add(node)
-        elif node.op == "call_function" and _is_unknown(node):
-            failures.append((f"{node.target} has no lowering", str(location_of(node))))
+        elif node.op == "call_function" and (reason := _refusal(node)) is not None:
+            failures.append((reason, str(location_of(node))))
     if failures:
         raise _all_failures(failures)
 
@@ -208,8 +217,8 @@ class _Walk:
         location = location_of(node)
         if any(self.results.get(a) is None for a in node.all_input_nodes):
             # one of its inputs failed: it cannot be lowered now, but the user wants to know whether it could be
-            if _is_unknown(node):
-                self.failures.append((f"{node.target} has no lowering", str(location)))
+            if (reason := _refusal(node)) is not None:
+                self.failures.append((reason, str(location)))
             return
         try:
             if node.target in QUANTIZE:
@@ -220,12 +229,12 @@ class _Walk:
             elif node.target is operator.getitem:
                 self.results[node] = _part(node, self.results[node.args[0]])
                 self._note(node, self.results[node])
-            elif (folded := self._fold(node)) is not None:
+            elif not _is_random(node) and (folded := self._fold(node)) is not None:
                 self.results[node] = folded
-            elif (function := LOWERINGS.get(node.target)) is None:
-                self.failures.append((f"{node.target} has no lowering", str(location)))
+            elif (reason := _refusal(node)) is not None:
+                self.failures.append((reason, str(location)))
             else:
-                self._lower(node, function, location)
+                self._lower(node, LOWERINGS[node.target], location)
         except UnsupportedError as error:
             self.failures.append((f"{node.target}: {error.what}", str(location)))
         except GraphError as error:

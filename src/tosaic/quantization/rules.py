@@ -120,7 +120,7 @@ _MOVES = (
 _FUNCTIONS = (
     *(aten.silu.default, aten.gelu.default, aten.mish.default, aten.hardswish.default, aten.elu.default, aten.celu.default),
     *(aten.softplus.default, aten.log_sigmoid.default, aten.threshold.default),
-    *(aten.exp.default, aten.exp2.default, aten.expm1.default, aten.erfc.default),
+    *(aten.exp.default, aten.exp2.default, aten.expm1.default, aten.erfc.default, aten.erfinv.default),
     *(aten.log.default, aten.log2.default, aten.log10.default, aten.log1p.default, aten.logit.default),
     *(aten.sqrt.default, aten.rsqrt.default, aten.reciprocal.default, aten.pow.Tensor_Scalar),
     *(aten.tan.default, aten.asin.default, aten.acos.default, aten.atan.default),
