@@ -40,8 +40,7 @@ from torch import Tensor, nn
 import tosaic
 from tosaic import zoo
 from tosaic.assembly import Piece, assemble
-from tosaic.llm.chain import parts, prepared, samples_of
-from tosaic.llm.chain import through as through_part
+from tosaic.llm.chain import Streams, calibrations, samples_of
 from tosaic.llm.checkpoint import Checkpoint, open_checkpoint
 from tosaic.llm.decoder import Decoder, RmsNorm
 from tosaic.llm.generate import generate
@@ -211,15 +210,10 @@ def ours(
     checkpoint: Checkpoint, settings: Settings, calibration: np.ndarray, scored: np.ndarray, example: tuple[Tensor, ...], folder: Path
 ) -> dict[str, Any]:
     """The prefill program as `tosaic llm export` makes it, in the two stages that the peer has; logits go where the peer leaves them."""
-    watch, made, stream = Stopwatch(), [], calibration
+    watch, made = Stopwatch(), []
     with watch.stage("quantize"):
-        for number, _, make in parts(checkpoint, settings):
-            part, layer = make()
-            choice = prepared(part, layer, settings, checkpoint, stream)
-            behind = np.empty((*calibration.shape, checkpoint.config.hidden), np.float32) if number <= checkpoint.config.layers else None
-            samples = through_part(part.calibrated, stream, behind)
+        for part, choice, samples in calibrations(checkpoint, settings, calibration, Streams()):
             made.append((part, quantize_part(part, choice, settings.spec, samples)))
-            stream = behind
     with watch.stage("lower"):
         pieces = []
         for part, quantized in made:

@@ -11,14 +11,16 @@ from llm import tiny
 from tosaic.llm.chain import parts, prepared
 from tosaic.llm.checkpoint import open_checkpoint
 from tosaic.llm.parts import Choice
+from tosaic.llm.smoothing import INPUTS
 
-DOWN = "layer.mlp.down_proj"
+DOWN, ROTATION = "layer.mlp.down_proj", "layer.mlp.rotation.*"
+ALL = [f"layer.{name}" for names in INPUTS.values() for name in names]
 
 
 def choices(outlier: bool, mode: str, **options: object) -> list[Choice]:
     """Of the parts in order; an `outlier` is a token of which the feed-forward block of layer 0 makes far more than of any other."""
     checkpoint = open_checkpoint(folders.checkpoint("llama"))
-    settings = folders.settings(mode, smoothing=False, **options)
+    settings = folders.settings(mode, **{"smoothing": False, "rotation": False, **options})
     found = []
     for number, _, make in parts(checkpoint, settings):
         part, layer = make()
@@ -45,6 +47,14 @@ def test_an_input_with_an_outlier_takes_two_digits() -> None:
         ("vgf_8a8w", {"activation_scales": "static", "overrides": {"*": "8a8w"}}, "8a8w", {"lm_head": "8a8w"}),
         ("vgf_8a8w", {"overrides": {"lm_head": "8a8w-per-token"}}, {}, {"lm_head": "8a8w-per-token"}),
         ("vgf_16a8w", {"spec": folders.INT16}, {}, {}),
+        ("vgf_8a8w", {"rotation": True}, {ROTATION: "16a8w-per-token"}, {"lm_head": "16a8w-per-token"}),
+        ("vgf_16a8w", {"rotation": True, "spec": folders.INT16}, {ROTATION: "16a8w-per-token"}, {}),
+        (
+            "vgf_8a8w",
+            {"rotation": True, "activation_scales": "static", "overrides": {"layers.*": "8a8w-per-token"}},
+            {ROTATION: "16a8w-digits", **dict.fromkeys(ALL, "8a8w-per-token")},
+            {"lm_head": "16a8w-digits"},
+        ),
     ],
 )
 def test_what_has_no_need_or_is_said_otherwise(mode: str, options: dict, layer: dict | str, head: dict) -> None:

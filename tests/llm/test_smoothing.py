@@ -69,7 +69,7 @@ def test_statistics_become_those_of_the_smooth_layer(name: str, tmp_path: Path) 
     statistics = statistics_of(decoder, 1)
     smooth(layer_of(decoder, 1), statistics)
     measured = statistics_of(decoder, 1)
-    assert statistics.channels.keys() == measured.channels.keys() and len(measured.channels) == 7
+    assert statistics.channels.keys() == measured.channels.keys() and len(measured.channels) == 8
     for place, maxima in measured.channels.items():
         torch.testing.assert_close(statistics.channels[place], maxima, rtol=1e-3, atol=1e-5)
 
@@ -80,7 +80,7 @@ def test_channels_are_evened_out(tmp_path: Path) -> None:
     smooth(layer_of(decoder, 0), statistics_of(decoder, 0), Smoothing(1.0, 1.0, 1.0, 1.0, 1.0))
     after = {place: spread(maxima) for place, maxima in statistics_of(decoder, 0).channels.items()}
     even = [place for place in before if place not in ("self_attn.o_proj", "queries")]
-    assert len(even) == 5
+    assert len(even) == 6
     for place in even:
         assert before[place] > 1.5 and after[place] < 0.05, place
     assert after["self_attn.o_proj"] < before["self_attn.o_proj"] - 1

@@ -195,7 +195,7 @@ class LlmExportOptions(Options):
     activation_scales: str | None = None
     override: Overrides = {}
     smoothing: bool | None = None
-    rotation: bool = False
+    rotation: bool | None = None
     vgf: bool = True
     arm_vgf_compile_spec: str | None = None
     arm_vgf_quantize_scope: str = "full"

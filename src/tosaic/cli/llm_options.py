@@ -89,7 +89,9 @@ Smoothing = Annotated[
 Rotation = Annotated[
     bool | None,
     Option(
-        "--rotation/--no-rotation", show_default="no-rotation", help="Compute in a basis in which no channel is much larger than others."
+        "--rotation/--no-rotation",
+        show_default=False,
+        help="Compute in a basis in which no channel is much larger than others; if not given, only in vgf_8a8w, and not of Gemma.",
     ),
 ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from tosaic.errors import InputError
 from tosaic.llm.checkpoint import Checkpoint
 from tosaic.llm.decoder import End, Layer
+from tosaic.llm.memory import release
 from tosaic.llm.parts import Choice, Part, Shapes, Variant, end_part, layer_part, start_part
 from tosaic.llm.rotation import Rotated, check_rotatable
 from tosaic.llm.settings import Settings
@@ -26,7 +28,7 @@ _NOISY = 24.0  # dB at 8 bits with one scale, below which an input of a linear l
 
 def parts(checkpoint: Checkpoint, settings: Settings) -> Iterator[tuple[int, str, Callable[[], tuple[Part, Layer | None]]]]:
     """Number, name and maker of each part in order; nothing is loaded before a maker is called."""
-    if settings.rotation:
+    if settings.rotates(checkpoint.config):
         checkpoint = Rotated(checkpoint)
     shapes = Shapes(settings.prefill_chunk, settings.max_seq_length, settings.full_logits)
     count = checkpoint.config.layers
@@ -39,6 +41,51 @@ def parts(checkpoint: Checkpoint, settings: Settings) -> Iterator[tuple[int, str
 
         yield index + 1, f"layers.{index}", make
     yield count + 1, "end", lambda: (end_part(checkpoint, shapes), None)
+
+
+class Streams:
+    """The residual streams between the parts, in memory: of those in front of a part and behind it."""
+
+    def __init__(self) -> None:
+        self._streams: dict[int, np.ndarray] = {}
+
+    def has(self, name: str) -> bool:
+        """Whether a part is finished, and so the stream behind it."""
+        return False
+
+    def stream(self, number: int) -> np.ndarray:
+        """In front of the part of that number, float32 [N,L,H]."""
+        return self._streams[number]
+
+    def new_stream(self, number: int, shape: tuple[int, ...]) -> np.ndarray:
+        """To be filled while the part before is calibrated."""
+        self._streams = {n: stream for n, stream in self._streams.items() if n == number - 1}
+        return self._streams.setdefault(number, np.empty(shape, np.float32))
+
+
+def calibrations(
+    checkpoint: Checkpoint, settings: Settings, samples: np.ndarray, streams: Streams, progress: Callable[[str, int], Any] | None = None
+) -> Iterator[tuple[Part, Choice, Iterator[tuple[Tensor, ...]]]]:
+    """Each part that is not finished, how it is quantized, and what calibrates it, which has to be used up before the next part.
+
+    What a part is calibrated on the float parts before it gave. Parts are large: whoever takes one drops it before asking for the next.
+
+    Args:
+        samples: token ids [N,L].
+        progress: called with the name and number of each part before it is loaded.
+    """
+    config = checkpoint.config
+    for number, name, make in parts(checkpoint, settings):
+        if progress is not None:
+            progress(name, number)
+        if streams.has(name):
+            continue
+        stream = streams.stream(number) if number else samples
+        behind = streams.new_stream(number + 1, (*samples.shape, config.hidden)) if number <= config.layers else None
+        part, layer = make()
+        yield part, prepared(part, layer, settings, checkpoint, stream), through(part.calibrated, stream, behind)
+        del part, layer
+        release()
 
 
 def prepared(part: Part, layer: Layer | None, settings: Settings, checkpoint: Checkpoint, stream: np.ndarray) -> Choice:
@@ -102,7 +149,7 @@ def check_fits(checkpoint: Checkpoint, settings: Settings) -> None:
         InputError: caches longer than its context, an override that names no layer, or a rotation that would change its function.
     """
     checkpoint.config.check_length(settings.max_seq_length)
-    if settings.rotation:
+    if settings.rotates(checkpoint.config):
         check_rotatable(checkpoint.config)
     for pattern, scheme in settings.overrides.items():
         if not any(_overrides(pattern, scheme, name) for name in _modules(checkpoint)):
@@ -124,6 +171,8 @@ def _choice(settings: Settings, name: str, checkpoint: Checkpoint, found: Mappin
     recipe, prefix = settings.recipe, f"{name}."
     # rows of int8 have scales of their own, and a tied head has the same bytes
     overrides = {"embed_tokens": "8a8w"} if name == "start" and settings.scope == "full" else {}
+    if settings.rotates(checkpoint.config) and name.startswith("layers."):
+        overrides["layer.mlp.rotation.*"] = settings.sixteen_bits
     for module in _modules(checkpoint):
         inside = module.replace(prefix, "layer.", 1) if module.startswith(prefix) else module
         here = module.startswith(prefix) or (name, module) in (("start", "embed_tokens"), ("end", "lm_head"))

@@ -76,18 +76,19 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """down(activation(gate(x)) * up(x))."""
+    """down(rotation(activation(gate(x)) * up(x)))."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden, config.ffn, config.mlp_bias)
         self.up_proj = nn.Linear(config.hidden, config.ffn, config.mlp_bias)
+        self.rotation: nn.Module = nn.Identity()  # unless the decoder was rotated
         self.down_proj = nn.Linear(config.ffn, config.hidden, config.mlp_bias)
         self.silu = config.activation == "silu"
 
     def forward(self, x: Tensor) -> Tensor:
         gate = self.gate_proj(x)
-        return self.down_proj((F.silu(gate) if self.silu else F.gelu(gate, approximate="tanh")) * self.up_proj(x))
+        return self.down_proj(self.rotation((F.silu(gate) if self.silu else F.gelu(gate, approximate="tanh")) * self.up_proj(x)))
 
 
 class Layer(nn.Module):

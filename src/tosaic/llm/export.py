@@ -11,18 +11,17 @@ from __future__ import annotations
 import hashlib
 import json
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from tosaic.artifact import versions
 from tosaic.assembly import assemble
-from tosaic.llm.chain import Progress, check_fits, digest_of, parts, prepared, samples_of, through
+from tosaic.llm.chain import Progress, calibrations, check_fits, digest_of, parts, samples_of
 from tosaic.llm.checkpoint import Checkpoint
 from tosaic.llm.manifest import CacheRecord, Manifest, ProgramRecord, write_manifest
 from tosaic.llm.memory import release
@@ -80,36 +79,22 @@ def export(
     release()  # what opening the checkpoint and the tokenizer left behind
     watch = Stopwatch()
     total = config.layers + 3
+
+    def told(what: str, done: int) -> None:
+        if progress is not None:
+            progress(what, done, total)
+
     with _threads(work.threads):
-        _compile(checkpoint, settings, samples, work, watch, lambda name, number: progress and progress(name, number, total))
-    if progress is not None:
-        progress("files", total - 1, total)
+        for part, choice, calibration in calibrations(checkpoint, settings, samples, work, told):
+            work.keep(part.name.removesuffix("."), compile_part(part, choice, settings.spec, calibration))
+            watch.lap(part.name.split(".")[0])
+            del part, calibration
+    told("files", total - 1)
     names = [name for _, name, _ in parts(checkpoint, settings)]
     manifest = _write(checkpoint, settings, tokenizer, samples, work, output, names)
     watch.lap("files")
     work.remove()
     return Exported(output, manifest, watch.seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-
-
-def _compile(
-    checkpoint: Checkpoint, settings: Settings, samples: np.ndarray, work: Work, watch: Stopwatch, progress: Callable[[str, int], Any]
-) -> None:
-    """The parts that are not there yet, into the work folder."""
-    config = checkpoint.config
-    for number, name, make in parts(checkpoint, settings):
-        progress(name, number)
-        if work.has(name):
-            continue
-        stream = samples if number == 0 else work.stream(number)
-        next_stream = work.new_stream(number + 1, (*samples.shape, config.hidden)) if number <= config.layers else None
-        part, layer = make()
-        choice = prepared(part, layer, settings, checkpoint, stream)
-        calibration = through(part.calibrated, stream, next_stream)
-        compiled = compile_part(part, choice, settings.spec, calibration)
-        work.keep(name, compiled, next_stream)
-        del part, layer, calibration, compiled
-        release()
-        watch.lap(name.split(".")[0])
 
 
 @contextmanager
@@ -154,7 +139,7 @@ def _write(
     config = checkpoint.config
     outputs = ["logits", *(f"{kind}_{i}_out" for i in range(config.layers) for kind in ("keys", "values"))]
     quantization = {k: v for k, v in asdict(settings).items() if k not in ("max_seq_length", "full_logits")}
-    quantization |= {"scheme": settings.recipe.scheme, "smoothing": settings.smooths}
+    quantization |= {"scheme": settings.recipe.scheme, "smoothing": settings.smooths, "rotation": settings.rotates(config)}
     calibration = {"samples": len(samples), "tokens": int(samples.size), "sha256": digest_of(samples)}
     records, caches = {}, []
     for program, tokens in zip(PROGRAMS, (settings.prefill_chunk, 1), strict=True):

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from tosaic.errors import InputError
-from tosaic.llm.chain import Progress, digest_of, parts, prepared, samples_of, through
+from tosaic.llm.chain import Progress, Streams, calibrations, digest_of, samples_of, through
 from tosaic.llm.checkpoint import Checkpoint
+from tosaic.llm.decoder import End
 from tosaic.llm.manifest import Manifest
-from tosaic.llm.memory import release
 from tosaic.llm.parts import Variant, quantize_part
 from tosaic.llm.settings import Settings
 from tosaic.llm.tokenizer import Tokenizer
@@ -46,25 +46,23 @@ def fake_quantized_model(
     def model(chunks: Tensor) -> Iterator[Tensor]:
         length = chunks.shape[1]
         whole = -(-length // settings.prefill_chunk) * settings.prefill_chunk
-        scored, calibrated = torch.nn.functional.pad(chunks, (0, whole - length)).numpy(), samples
-        last = checkpoint.config.layers + 1
-        for number, _, make in parts(checkpoint, settings):
+        scored = torch.nn.functional.pad(chunks, (0, whole - length)).numpy()
+
+        def told(_: str, number: int) -> None:
             if progress is not None:
-                progress("parts of the fake-quantized model", number, last + 1)
-            part, layer = make()
-            choice = prepared(part, layer, settings, checkpoint, calibrated)
-            behind = None if number == last else np.empty((*calibrated.shape[:2], checkpoint.config.hidden), np.float32)
-            quantized = quantize_part(part, choice, settings.spec, through(part.calibrated, calibrated, behind))
+                progress("parts of the fake-quantized model", number, checkpoint.config.layers + 2)
+
+        for part, choice, calibration in calibrations(checkpoint, settings, samples, Streams(), told):
+            quantized = quantize_part(part, choice, settings.spec, calibration)
             variant = Variant(quantized.module, part.calibrated.inputs)
-            if behind is None:
+            if isinstance(part.calibrated.module, End):
                 yield from _logits(variant, scored, length)
-                return
-            found = np.empty((*scored.shape[:2], checkpoint.config.hidden), np.float32)
-            for _ in through(variant, scored, found):
-                pass
-            calibrated, scored = behind, found
-            del part, layer, quantized, variant
-            release()
+            else:
+                found = np.empty((*scored.shape[:2], checkpoint.config.hidden), np.float32)
+                for _ in through(variant, scored, found):
+                    pass
+                scored = found
+            del part, calibration, quantized, variant
 
     return model
 

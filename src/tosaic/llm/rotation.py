@@ -1,7 +1,8 @@
 """Rotation: the residual stream and the values of each head in another basis, in which no channel is much larger than the others.
 
 The function stays the same (Ashkboos et al. 2024, arXiv:2404.00456): the norm of a vector is that of its rotation, so a norm whose weights
-are folded into the layers behind it commutes with one. Queries and keys, and what enters `down_proj`, keep their basis.
+are folded into the layers behind it commutes with one. What enters `down_proj` is rotated as the model runs, in blocks, by a product with
+one small matrix, since the activation function before it knows its channels. Queries and keys keep their basis.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from tosaic.llm.checkpoint import Checkpoint
 from tosaic.llm.decoder import End, Layer, RmsNorm, Start
 
 _ROWS = 4096  # of a weight that are rotated together
+_BLOCK = 64  # channels that are rotated together as the model runs
 
 
 def check_rotatable(config: DecoderConfig) -> None:
@@ -28,6 +30,20 @@ def check_rotatable(config: DecoderConfig) -> None:
     if config.post_norms:
         what = f"{config.architecture} cannot be rotated: what its layers add to the residual stream is normalised channel by channel"
         raise InputError(what, remedy="leave --rotation out")
+
+
+class BlockRotation(nn.Module):
+    """Each block of channels times a Hadamard matrix, which int8 holds exactly, and which is its own inverse."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        size = math.gcd(channels, _BLOCK)
+        self.hadamard = nn.Linear(size, size, bias=False)
+        self.hadamard.weight.data = (_mixed(torch.eye(size, dtype=torch.float64), 1) / math.sqrt(size)).float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x float [...,C] -> the same shape."""
+        return self.hadamard(x.unflatten(-1, (-1, self.hadamard.in_features))).flatten(-2)
 
 
 class Rotated(Checkpoint):
@@ -63,6 +79,9 @@ class Rotated(Checkpoint):
             _rotate_outputs(writer)
         _rotate_outputs(attention.v_proj, attention.kv_heads)
         _rotate_inputs(attention.o_proj, attention.heads)
+        mlp.rotation = BlockRotation(self.config.ffn)
+        with torch.no_grad():
+            mlp.down_proj.weight.copy_(mlp.rotation(mlp.down_proj.weight))
         return layer
 
     def end(self, one: bool) -> End:
@@ -80,7 +99,12 @@ def rotate(x: Tensor) -> Tensor:
     """
     signs, hartley = _basis(x.shape[-1])
     step = len(hartley)
-    y = (x.double() * signs).reshape(-1, step) @ hartley
+    return _mixed(((x.double() * signs).reshape(-1, step) @ hartley).view(x.shape), step)
+
+
+def _mixed(x: Tensor, step: int) -> Tensor:
+    """x [...,n] times the Kronecker product of a Hadamard matrix and the identity of size `step`."""
+    y = x
     while step < x.shape[-1]:
         low, high = y.view(-1, 2, step).unbind(1)
         y, step = torch.stack((low + high, low - high), 1), 2 * step

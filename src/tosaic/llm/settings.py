@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from tosaic.errors import InputError, check_known
 from tosaic.quantization.schemes import SCOPES, Recipe
 from tosaic.tosa.spec import Spec
+
+if TYPE_CHECKING:
+    from tosaic.llm.architecture import DecoderConfig
 
 # mode, as ExecuTorch names them -> scheme
 MODES = {"vgf_8a8w": "8a8w", "vgf_16a8w": "16a8w"}
@@ -33,7 +37,8 @@ class Settings:
         overrides: module path pattern or aten operator -> scheme.
         smoothing: move scale between channels, so that ranges of activations become narrower and those of weights wider; None: in
             vgf_8a8w, since 16 bits hold activations as they are.
-        rotation: turn the residual stream and the values of each head into a basis in which no channel is much larger than the others.
+        rotation: turn the residual stream, the values of each head and what enters `down_proj` into a basis in which no channel is much
+            larger than the others; None: in vgf_8a8w, where the decoder lets it.
         full_logits: logits of all positions in prefill, rather than of the last.
     """
 
@@ -47,7 +52,7 @@ class Settings:
     activation_scales: str | None = None
     overrides: Mapping[str, str] = field(default_factory=dict)
     smoothing: bool | None = None
-    rotation: bool = False
+    rotation: bool | None = None
     full_logits: bool = False
 
     def __post_init__(self) -> None:
@@ -73,10 +78,19 @@ class Settings:
         """Whether layers are smoothed."""
         return self.mode == "vgf_8a8w" if self.smoothing is None else self.smoothing
 
+    def rotates(self, config: DecoderConfig) -> bool:
+        """Whether a decoder is rotated."""
+        return self.mode == "vgf_8a8w" and not config.post_norms if self.rotation is None else self.rotation
+
     @property
     def head(self) -> Mapping[str, str]:
         """The scheme of the head, where it is not the mode's: logits are what a user sees, and one layer of 16 bits costs little."""
-        return {"lm_head": "16a8w-per-token" if self.per_token else "16a8w-digits"} if self.mode == "vgf_8a8w" else {}
+        return {"lm_head": self.sixteen_bits} if self.mode == "vgf_8a8w" else {}
+
+    @property
+    def sixteen_bits(self) -> str:
+        """The scheme of single linear layers that read more than eight bits."""
+        return "16a8w-per-token" if self.per_token or self.mode == "vgf_16a8w" else "16a8w-digits"
 
     @property
     def finds_outliers(self) -> bool:

@@ -40,7 +40,7 @@ class Statistics:
     Attributes:
         channels: for each place, the largest magnitude of each channel: inputs of linear layers by the path of the layer (q_proj and
             gate_proj stand for those with the same input), "queries" and "keys" [heads,D] before rotation, of a pair that is rotated the
-            larger norm, and "values".
+            larger norm, "values", and "products", what enters `down_proj` before it is rotated.
         powers: for inputs of linear layers, the mean square of each token.
     """
 
@@ -90,6 +90,7 @@ def observed(layer: Layer) -> Iterator[Statistics]:
     hooks = [layer.get_submodule(place).register_forward_pre_hook(input_of(place)) for place in INPUTS]
     hooks += [attention.q_norm.register_forward_hook(pairs_of("queries")), attention.k_norm.register_forward_hook(pairs_of("keys"))]
     hooks += [attention.v_proj.register_forward_hook(lambda _, __, output: statistics.see("values", output[0]))]
+    hooks += [layer.mlp.rotation.register_forward_pre_hook(lambda _, inputs: statistics.see("products", inputs[0][0]))]
     try:
         yield statistics
     finally:
@@ -102,7 +103,8 @@ def smooth(layer: Layer, statistics: Statistics, smoothing: Smoothing = Smoothin
     """Move scale between the channels of a layer, in place; its function stays.
 
     Args:
-        statistics: of this layer, `observed` in calibration; they are brought to what the layer shows then.
+        statistics: of this layer, `observed` in calibration; they are brought to what the layer shows then, but for what is rotated
+            as the model runs, of which nothing is known without running it.
     """
     attention, mlp, seen = layer.self_attn, layer.mlp, statistics.channels
     ffn_norm = layer.pre_feedforward_layernorm if layer.post_norms else layer.post_attention_layernorm
@@ -110,10 +112,7 @@ def smooth(layer: Layer, statistics: Statistics, smoothing: Smoothing = Smoothin
         layer.input_layernorm, [attention.q_proj, attention.k_proj, attention.v_proj], seen, "self_attn.q_proj", smoothing.attention
     )
     _behind_norm(ffn_norm, [mlp.gate_proj, mlp.up_proj], seen, "mlp.gate_proj", smoothing.ffn)
-    factors = _factors(seen["mlp.down_proj"], _columns([mlp.down_proj]), smoothing.down)
-    _divide_rows(mlp.up_proj, factors)
-    mlp.down_proj.weight.mul_(factors)
-    seen["mlp.down_proj"] /= factors
+    _smooth_products(layer, seen, smoothing.down)
     _smooth_values(layer, seen, smoothing.values)
     _smooth_scores(layer, seen, smoothing.scores)
 
@@ -128,6 +127,20 @@ def smooth_end(end: End, largest: Tensor, share: float = 0.5) -> None:
     _behind_norm(end.norm, [end.lm_head], {"lm_head": largest.clone()}, "lm_head", share)
 
 
+def _smooth_products(layer: Layer, seen: dict[str, Tensor], share: float) -> None:
+    """In front of a rotation, which is its own inverse, the weights of `down_proj` are the rotated ones."""
+    mlp = layer.mlp
+    before = mlp.rotation(mlp.down_proj.weight)
+    factors = _factors(seen["products"], _columns([before]), share)
+    _divide_rows(mlp.up_proj, factors)
+    mlp.down_proj.weight.copy_(mlp.rotation(before * factors))
+    seen["products"] /= factors
+    if isinstance(mlp.rotation, nn.Identity):
+        seen["mlp.down_proj"] /= factors
+    else:
+        del seen["mlp.down_proj"]
+
+
 def _smooth_values(layer: Layer, seen: dict[str, Tensor], share: float) -> None:
     """Each channel of a head's values serves the heads of queries that share it."""
     attention = layer.self_attn
@@ -136,7 +149,7 @@ def _smooth_values(layer: Layer, seen: dict[str, Tensor], share: float) -> None:
         heads = per_value.view(attention.kv_heads, attention.head_dim)
         return heads.repeat_interleave(attention.heads // attention.kv_heads, 0).flatten()
 
-    columns = _columns([attention.o_proj]).view(attention.kv_heads, -1, attention.head_dim).amax(1).flatten()
+    columns = _columns([attention.o_proj.weight]).view(attention.kv_heads, -1, attention.head_dim).amax(1).flatten()
     factors = _factors(seen["values"], columns, share)
     _divide_rows(attention.v_proj, factors)
     attention.o_proj.weight.mul_(for_queries(factors))
@@ -165,7 +178,7 @@ def _smooth_scores(layer: Layer, seen: dict[str, Tensor], share: float) -> None:
 
 
 def _behind_norm(norm: RmsNorm, linears: list[nn.Linear], seen: dict[str, Tensor], place: str, share: float) -> None:
-    factors = _factors(seen[place], _columns(linears), share)
+    factors = _factors(seen[place], _columns([linear.weight for linear in linears]), share)
     norm.weight.div_(factors)
     for linear in linears:
         linear.weight.mul_(factors)
@@ -179,7 +192,7 @@ def _factors(activations: Tensor, weights: Tensor, share: float) -> Tensor:
     return torch.exp2(exponents - exponents.mean()).float()
 
 
-def _columns(linears: list[nn.Linear]) -> Tensor:
+def _columns(weights: list[Tensor]) -> Tensor:
     """The largest weight of each input channel, relative to the largest of its row, which has a scale of its own."""
 
     def largest(rows: Tensor) -> Tensor:
@@ -187,7 +200,7 @@ def _columns(linears: list[nn.Linear]) -> Tensor:
         return (magnitude / magnitude.amax(1, keepdim=True).clamp(min=1e-30)).amax(0)
 
     # some rows at a time: a head has as many as the vocabulary has tokens
-    return torch.stack([largest(rows) for linear in linears for rows in linear.weight.split(_ROWS)]).amax(0)
+    return torch.stack([largest(rows) for weight in weights for rows in weight.split(_ROWS)]).amax(0)
 
 
 def _divide_rows(linear: nn.Linear, factors: Tensor) -> None:

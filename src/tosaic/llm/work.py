@@ -15,13 +15,14 @@ import torch
 
 from tosaic.emit.files import atomic_write
 from tosaic.errors import InputError
+from tosaic.llm.chain import Streams
 from tosaic.llm.parts import Compiled
 from tosaic.tosa.container import map_file
 
 _ALIGNED = 64  # bytes at whose multiples arrays begin
 
 
-class Work:
+class Work(Streams):
     """The folder.
 
     A file of a part holds its arrays, each content once, then the rest of it.
@@ -49,14 +50,16 @@ class Work:
             known = {"export": identity, "threads": torch.get_num_threads()}
             atomic_write(state, json.dumps(known).encode())
         self.threads: int = known["threads"]
+        self._behind: np.ndarray | None = None  # the stream that is being filled
 
     def has(self, name: str) -> bool:
         return (self.folder / f"{name}.part").is_file()
 
-    def keep(self, name: str, compiled: Compiled, stream: np.ndarray | None) -> None:
-        """Keep a part, after the stream behind it; the stream before it is not needed any more."""
-        if isinstance(stream, np.memmap):
-            stream.flush()
+    def keep(self, name: str, compiled: Compiled) -> None:
+        """Keep a part, after the stream behind it."""
+        if isinstance(self._behind, np.memmap):
+            self._behind.flush()
+            self._behind = None
         arrays: list[pickle.PickleBuffer] = []
         rest = pickle.dumps(compiled, 5, buffer_callback=arrays.append)
         places: dict[bytes, tuple[int, memoryview]] = {}  # by content: both programs have the same weights
@@ -83,11 +86,11 @@ class Work:
         return pickle.loads(rest, buffers=[data[start : start + size] for start, size in index])
 
     def new_stream(self, number: int, shape: tuple[int, ...]) -> np.ndarray:
-        """The residual stream in front of a part, to be filled."""
         if not np.prod(shape):
             return np.zeros(shape, np.float32)
         (self.folder / f"{number - 2}.npy").unlink(missing_ok=True)
-        return np.lib.format.open_memmap(self.folder / f"{number}.npy", "w+", np.float32, shape)
+        self._behind = np.lib.format.open_memmap(self.folder / f"{number}.npy", "w+", np.float32, shape)
+        return self._behind
 
     def stream(self, number: int) -> np.ndarray:
         file = self.folder / f"{number}.npy"
