@@ -121,7 +121,7 @@ def line(*cells: object) -> None:
 def peers(checkpoint: Checkpoint, text: str, chunks: int, refresh: bool) -> None:
     """One line for each scheme and variant: the peer's fake quantization of the whole model, in PyTorch."""
     settings = Settings("vgf_8a8w")
-    tokenizer = open_tokenizer(checkpoint.path)
+    tokenizer = open_tokenizer(checkpoint)
     calibration = samples_of(settings, tokenizer, zoo.novel(CALIBRATION), checkpoint.config.vocabulary)
     scored = cut(text, tokenizer, CHUNK, chunks)
     sizes = f"{settings.prefill_chunk} {settings.max_seq_length}"
@@ -172,7 +172,7 @@ def hand_over(
 def slices(checkpoint: Checkpoint, text: str) -> None:
     """Two layers, of both sides, to the artifact."""
     checkpoint.config = replace(checkpoint.config, layers=LAYERS)
-    tokenizer = open_tokenizer(checkpoint.path)
+    tokenizer = open_tokenizer(checkpoint)
     scored = cut(text, tokenizer, LENGTH, SEQUENCES).numpy()
     prefill = Prefill(checkpoint.decoder(TOKENS, LENGTH), "whole")
     with torch.no_grad():

@@ -12,7 +12,8 @@ import transformers
 
 from tosaic import zoo
 from tosaic.errors import InputError
-from tosaic.llm.tokenizer import Tokenizer, from_gguf, open_tokenizer, save_tokenizer
+from tosaic.llm.gguf_file import GgufCheckpoint
+from tosaic.llm.tokenizer import Tokenizer, from_gguf, has_tokenizer, open_tokenizer, save_tokenizer
 
 TEXTS = (
     "It is a truth universally acknowledged, that a single man in possession of a good fortune, must be in want of a wife.",
@@ -85,6 +86,15 @@ def test_gguf_sentence_piece() -> None:
 def test_unknown_gguf_tokenizers(change: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         from_gguf({**_sentence_piece(), **change})
+
+
+def test_of_an_open_gguf_file_nothing_is_read_again(tmp_path: Path) -> None:
+    checkpoint = object.__new__(GgufCheckpoint)
+    checkpoint.path = tmp_path / "gone.gguf"
+    for fields, there in (({}, False), (_sentence_piece(), True)):
+        vars(checkpoint)["fields"] = fields
+        assert has_tokenizer(checkpoint) == there
+    assert open_tokenizer(checkpoint).end == from_gguf(_sentence_piece()).end
 
 
 def test_folder(tmp_path: Path) -> None:

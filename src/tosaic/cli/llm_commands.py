@@ -18,6 +18,7 @@ from tosaic.llm.manifest import manifest_path
 from tosaic.llm.settings import Settings
 
 if TYPE_CHECKING:
+    from tosaic.llm.checkpoint import Checkpoint
     from tosaic.llm.export import Exported
     from tosaic.llm.score import Score
     from tosaic.llm.tokenizer import Tokenizer
@@ -38,7 +39,7 @@ def export(options: LlmExportOptions) -> None:
         at.begin("loading")
         checkpoint = open_checkpoint(options.checkpoint, options.params)
         check_fits(checkpoint, settings)
-        tokenizer = _tokenizer(options, settings)
+        tokenizer = _tokenizer(options, settings, checkpoint)
         at.begin("exporting")
         try:
             exported = run(
@@ -104,12 +105,12 @@ def read_text(flag: str, path: Path) -> str:
         raise InputError(f"{flag}: {path} is not UTF-8 text (byte {error.start})", remedy=f"iconv -t UTF-8 {path}") from None
 
 
-def _tokenizer(options: LlmExportOptions, settings: Settings) -> Tokenizer | None:
+def _tokenizer(options: LlmExportOptions, settings: Settings, checkpoint: Checkpoint) -> Tokenizer | None:
     """The one that was named, or the checkpoint's own; a float model can do without."""
     from tosaic.llm.tokenizer import has_tokenizer, open_tokenizer
 
-    path = options.tokenizer or options.checkpoint
-    return None if settings.mode is None and path is options.checkpoint and not has_tokenizer(path) else open_tokenizer(path)
+    source = options.tokenizer or checkpoint
+    return None if settings.mode is None and source is checkpoint and not has_tokenizer(checkpoint) else open_tokenizer(source)
 
 
 def _summary(exported: Exported, settings: Settings, at: Steps) -> None:

@@ -13,7 +13,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tosaic.emit.files import atomic_write_all
 from tosaic.errors import InputError
-from tosaic.llm.checkpoint import read_config
+from tosaic.llm.checkpoint import Checkpoint, read_config
 from tosaic.llm.values import Values
 
 try:
@@ -96,15 +96,15 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path | str) -> None:
     atomic_write_all({folder / name: text.encode() for name, text in files.items()})
 
 
-def open_tokenizer(path: Path | str) -> Tokenizer:
-    """The tokenizer of a checkpoint: a folder or file with tokenizer.json, or a .gguf file.
+def open_tokenizer(source: Path | str | Checkpoint) -> Tokenizer:
+    """The tokenizer of a checkpoint: a folder or file with tokenizer.json, or a .gguf file; of one that is open nothing is read again.
 
     Raises:
         InputError: there is none, or it is of a kind that is not known.
     """
-    path = Path(path)
+    path = _path(source)
     if path.suffix == ".gguf":
-        return from_gguf(_gguf_fields(path))
+        return from_gguf(_gguf_fields(source))
     file = _tokenizer_file(path)
     if not file.is_file():
         remedy = f"{_NAME_IT}; it is the tokenizer.json that Hugging Face's tokenizers write"
@@ -112,16 +112,20 @@ def open_tokenizer(path: Path | str) -> Tokenizer:
     return _from_folder(file)
 
 
-def has_tokenizer(path: Path | str) -> bool:
+def has_tokenizer(source: Path | str | Checkpoint) -> bool:
     """Whether a checkpoint has a tokenizer of a form that is known, be it a good one or not."""
-    path = Path(path)
-    return "tokenizer.ggml.tokens" in _gguf_fields(path) if path.suffix == ".gguf" else _tokenizer_file(path).is_file()
+    path = _path(source)
+    return "tokenizer.ggml.tokens" in _gguf_fields(source) if path.suffix == ".gguf" else _tokenizer_file(path).is_file()
 
 
-def _gguf_fields(path: Path) -> Mapping[str, Any]:
+def _path(source: Path | str | Checkpoint) -> Path:
+    return source.path if isinstance(source, Checkpoint) else Path(source)
+
+
+def _gguf_fields(source: Path | str | Checkpoint) -> Mapping[str, Any]:
     from tosaic.llm.gguf_file import GgufCheckpoint
 
-    return GgufCheckpoint(path).fields
+    return (source if isinstance(source, GgufCheckpoint) else GgufCheckpoint(_path(source))).fields
 
 
 def _tokenizer_file(path: Path) -> Path:
