@@ -13,12 +13,12 @@ import torch
 from simulator_rows import ROWS, Row, floats, ints
 
 from tosaic.errors import ExecuteError, InputError
-from tosaic.execute import kernels
+from tosaic.execute import kernels, ops_conv, threads
 from tosaic.execute.handlers import HANDLERS
 from tosaic.execute.simulator import Simulator, evaluate
 from tosaic.tosa import ops
 from tosaic.tosa.graph import Builder, Graph
-from tosaic.tosa.ops import BF16, E4M3, E5M2, F16, F32, I8, I32
+from tosaic.tosa.ops import BF16, E4M3, E5M2, F16, F32, I8, I16, I32, I48
 from tosaic.tosa.types import DType
 
 # relative to the largest of |result| and 1: some units in the last place of the type; operators on 8-bit floats are exact
@@ -171,21 +171,60 @@ def test_floats_stay_f32_when_torch_may_round_them(precision: str, reference) ->
         torch.set_float32_matmul_precision(before)
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_kernels_share_work_among_threads(threads: int, reference) -> None:
-    size = (1, 61, 67, 17)  # more than one thread's worth, and divisible by nothing
+def _scaled(op: ops.Op, x: DType, shape: tuple[int, ...], weight: tuple[int, ...]) -> tuple[Graph, list[np.ndarray]]:
+    """A convolution and the RESCALE that follows it."""
+    build, data = Builder(), ints(x, *shape)
+    wide, channels = I32 if x is I8 else I48, weight[2] if isinstance(op, ops.DepthwiseConv2d) else weight[0]
+    scale = ((20000,), (28,)) if x is I8 else ((5000,), (31,))
+    bias = build.const(ints(wide, channels, low=-5000, high=5000).data, wide)
+    total = build.emit(op, build.input("x", x, shape), build.const(ints(I8, *weight).data, I8), bias)
+    return build.finish([build.emit(ops.Rescale(I8, *scale), total)]), [data.data]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_operators_are_shared_out_among_threads(count: int, reference, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = (2, 7, 11, 17)  # divisible by nothing
+    zp = (3, 0)
     cases = [
-        Row(ops.Rescale(I8, (1518500249,), (33,)), (ints(I32, *size),)),
-        Row(ops.Rescale(I8, (1518500249,) * 17, (33,) * 17, per_channel=True), (ints(I32, *size),)),
-        Row(ops.MaxPool2d((3, 3), (1, 1), (1, 1, 1, 1)), (ints(I8, *size),)),
+        Row(ops.Rescale(I8, (1518500249,), (33,)), (ints(I32, *size),)).graph(),
+        Row(ops.Rescale(I8, (1518500249,) * 17, (33,) * 17, per_channel=True), (ints(I32, *size),)).graph(),
+        Row(ops.MaxPool2d((3, 3), (1, 1), (1, 1, 1, 1)), (ints(I8, *size),)).graph(),
+        Row(ops.MatMul(3, -4), (ints(I8, 5, 7, 11), ints(I8, 5, 11, 3))).graph(),
+        Row(ops.MatMul(), (ints(I16, 5, 7, 11), ints(I16, 5, 11, 3))).graph(),
     ]
+    for dtype, zero in ((I8, zp), (I16, (0, 0))):
+        cases += [
+            _scaled(ops.Conv2d((1, 1), (0, 0, 0, 0), (1, 1), *zero), dtype, size, (5, 1, 1, 17)),
+            _scaled(ops.Conv2d((2, 1), (1, 1, 1, 1), (1, 1), *zero), dtype, size, (5, 3, 3, 17)),
+            _scaled(ops.DepthwiseConv2d((1, 1), (1, 1, 1, 1), (1, 1), *zero), dtype, size, (3, 3, 17, 1)),
+            Row(
+                ops.Conv2d((1, 2), (1, 0, 1, 1), (1, 1), *zero),
+                (ints(dtype, *size), ints(I8, 5, 2, 3, 17), ints(I32 if dtype is I8 else I48, 5, low=-99, high=99, const=True)),
+            ).graph(),
+        ]
+    shares, share = [], threads.in_parallel
+    monkeypatch.setattr(threads, "_SHARE", 1e-9)
+    monkeypatch.setattr(threads, "in_parallel", lambda function, size, parts: (shares.append(parts), share(function, size, parts)))
+    monkeypatch.setattr(ops_conv, "BLOCK_OF_SHARE", 50)  # several blocks in each share
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(count)
     try:
-        for graph, inputs in (case.graph() for case in cases):
+        for graph, inputs in cases:
             np.testing.assert_array_equal(evaluate(graph, inputs)[0], reference(graph, inputs)[0])
+        assert torch.get_num_threads() == count and max(shares) == count
     finally:
         torch.set_num_threads(before)
+
+
+def test_what_fails_in_a_thread_fails_in_the_caller_and_leaves_it_its_threads() -> None:
+    def fail(begin: int, end: int) -> None:
+        if begin:
+            raise ExecuteError(f"rows {begin} to {end}")
+
+    before = torch.get_num_threads()
+    with pytest.raises(ExecuteError, match="rows 5 to 10"):
+        threads.in_parallel(fail, 10, 2)
+    assert torch.get_num_threads() == before and threads.count() == before
 
 
 def test_kernels_compile_where_no_cache_can_be_written() -> None:

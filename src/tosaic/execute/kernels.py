@@ -6,27 +6,16 @@ Compiled code is cached on disk where the package's or the user's cache director
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache, wraps
-from itertools import pairwise
+from functools import wraps
 from typing import Any
 
 import numba
 import numpy as np
-import torch
 
-SMALL = 1 << 14  # elements below which handing work to a thread takes longer than the work
+from tosaic.execute import threads
 
-
-@cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), thread_name_prefix="tosaic-kernel")
-
-
-if hasattr(os, "register_at_fork"):  # a forked process inherits the pool, but not its threads
-    os.register_at_fork(after_in_child=_pool.cache_clear)
+OF_ELEMENT = 1e-3  # about how many microseconds an element takes
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -38,10 +27,10 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _threaded(function: Callable[..., Any]) -> Callable[..., None]:
-    """Compile a loop over begin..end and call it for all rows of its last argument, on as many threads as torch uses.
+    """Compile a loop over begin..end and call it for all rows of its last argument, on as many threads as pay.
 
-    Plain threads rather than numba's own: they compile in a third of the time, survive a fork, and never spin against
-    torch's. Rows are out[n] or, of a [N,H,W,C], its lines.
+    Plain threads rather than numba's own: they compile in a third of the time, and survive a fork. Rows are out[n] or, of a
+    [N,H,W,C], its lines.
     """
     compiled = _compiled(function)
 
@@ -49,15 +38,8 @@ def _threaded(function: Callable[..., Any]) -> Callable[..., None]:
     def kernel(*arguments: Any) -> None:
         out = arguments[-1]
         rows = out.shape[0] * (out.shape[1] if out.ndim == 4 else 1)
-        count = min(torch.get_num_threads(), rows, 1 + max(arguments[0].size, out.size) // SMALL)
-        if count <= 1:
-            compiled(0, rows, *arguments)
-            return
-        borders = [rows * i // count for i in range(count + 1)]
-        others = [_pool().submit(compiled, begin, end, *arguments) for begin, end in pairwise(borders[1:])]
-        compiled(0, borders[1], *arguments)
-        for other in others:
-            other.result()
+        parts = threads.parts(rows, max(arguments[0].size, out.size) * OF_ELEMENT)
+        threads.in_parallel(lambda begin, end: compiled(begin, end, *arguments), rows, parts)
 
     return kernel
 

@@ -1,8 +1,8 @@
 """Convolutions (specification section 2.2), exact in integers.
 
 A convolution makes its accumulators in blocks of rows [rows, OC], row = (n, y, x), small enough to stay in the cache
-while the bias is added and, where a RESCALE follows, the result is scaled (`Convolution.rescaled`). Accumulators come
-from one of three sources:
+while the bias is added and, where a RESCALE follows, the result is scaled (`Convolution.rescaled`); a large one gives each thread
+a share of the rows. Accumulators come from one of three sources:
 
 - int8 products (`exact_products`), where this processor has exact ones; int16 inputs are split into two bytes;
 - f32 convolutions of torch: a float sum of integers is exact, in any order, as long as no partial sum leaves +-2^24;
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from tosaic.execute import exact_products, kernels, short_floats
+from tosaic.execute import exact_products, kernels, short_floats, threads
 from tosaic.execute.handlers import Kernel, as_float, as_torch, from_torch, handles, packed
 from tosaic.execute.ops_layout import RowScale
 from tosaic.tosa import ops
@@ -30,7 +30,10 @@ from tosaic.tosa.types import DType
 
 EXACT_F32 = 1 << 24
 LONGEST_LOW = (1 << 16) - 1  # |sum| <= K * 255 * 128 fits int32
-BLOCK = 1 << 18  # accumulators of a block
+BLOCK = 1 << 20  # accumulators of a block
+BLOCK_OF_SHARE = 1 << 22  # and of one of several threads, which wait for one another (for Python's lock) between steps
+# about how many microseconds a result with its scale takes, an int8 product, one in a depthwise convolution, an element of a window
+OF_RESULT, OF_PRODUCT, OF_DEPTHWISE, OF_WINDOW = 5e-4, 5e-6, 1.2e-4, 1e-4
 
 Block = tuple[torch.Tensor, ...]  # the accumulators, or their two parts: 256 * first + second
 Blocks = Iterator[tuple[int, Block]]
@@ -52,9 +55,20 @@ class Convolution(ABC):
     def prepare(self, w: np.ndarray) -> Any:
         """The weight as `blocks` wants it."""
 
+    def inside(self, x: np.ndarray) -> Any:
+        """The input as `blocks` wants it."""
+        return x
+
+    def units(self) -> tuple[int, float]:
+        """What the rows are shared out by: how many, and about how many microseconds all of them take one thread."""
+        return 1, 0.0
+
     @abstractmethod
-    def blocks(self, x: np.ndarray, weights: Any) -> Blocks:
-        """(first row, block [rows, OC] without the offset) over all rows; a block may be overwritten by the next."""
+    def blocks(self, x: Any, weights: Any, begin: int, end: int, size: int) -> Blocks:
+        """(first row, block [rows, OC] without the offset) over the units begin..end; a block may be overwritten by the next.
+
+        `size`: how many accumulators, or elements of windows, a block has at most.
+        """
 
     def offset(self, weights: Any, b: np.ndarray) -> np.ndarray:
         """What is to be added to each channel: int64 [OC]."""
@@ -65,15 +79,30 @@ class Convolution(ABC):
         weights = self.prepare(w) if self.fixed is None else self.fixed
         return weights, np.ascontiguousarray(self.offset(weights, b) if self.fixed_offset is None else self.fixed_offset)
 
+    def _each(self, x: np.ndarray, weights: Any, use: Callable[[int, Block], None]) -> None:
+        """Make all blocks and use them, on as many threads as pay."""
+        units, cost = self.units()
+        values, parts = self.inside(x), threads.parts(units, cost)
+
+        def share(begin: int, end: int) -> None:
+            for start, block in self.blocks(values, weights, begin, end, BLOCK if parts == 1 else BLOCK_OF_SHARE):
+                use(start, block)
+
+        threads.in_parallel(share, units, parts)
+
     def __call__(self, x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
         weights, constants = self._made(w, b)
         offset = torch.from_numpy(constants).to(self.accumulator)
         out = np.empty(self.result.shape, self.result.dtype.numpy)
         rows = torch.from_numpy(out.reshape(-1, out.shape[-1]))
-        for start, (block, *low) in self.blocks(x, weights):
-            part = torch.add(block.to(self.accumulator), offset, out=rows[start : start + len(block)])
+
+        def store(start: int, block: Block) -> None:
+            first, *low = block
+            part = torch.add(first.to(self.accumulator), offset, out=rows[start : start + len(first)])
             if low:
-                part.add_(block, alpha=255).add_(low[0])
+                part.add_(first, alpha=255).add_(low[0])
+
+        self._each(x, weights, store)
         return out
 
     def rescaled(self, ends: Sequence[tuple[Node, Node | None]]) -> Kernel:
@@ -84,11 +113,14 @@ class Convolution(ABC):
         def kernel(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, ...]:
             weights, offset = self._made(w, b)
             results = tuple(np.empty(self.result.shape, dtype) for dtype in dtypes)
-            for start, block in self.blocks(x, weights):
+            rows = [out.reshape(-1, out.shape[-1]) for out in results]
+
+            def scale(start: int, block: Block) -> None:
                 parts = [part.numpy() for part in block]
-                for scale, out in zip(scales, results, strict=True):
-                    rows = out.reshape(-1, out.shape[-1])
-                    scale(parts, offset, rows[start : start + len(parts[0])])
+                for by, out in zip(scales, rows, strict=True):
+                    by(parts, offset, out[start : start + len(parts[0])])
+
+            self._each(x, weights, scale)
             return results
 
         return kernel
@@ -112,48 +144,50 @@ class _Int8(Convolution):
         extra = 128 if self.node.inputs[0].dtype is DType.INT16 else -self.op.input_zp
         return b + extra * weights[1]
 
-    def blocks(self, x: np.ndarray, weights: Any) -> Blocks:
-        matrix = weights[0]
-        if x.dtype == np.int8:
-            yield from self._products(x, self.op.input_zp, matrix)
-            return
-        high, low = exact_products.split16(x)
-        k, oc = matrix.shape
-        rows = x.size // k
-        if self._is_plain and 2 * rows * max(k, oc) <= BLOCK:  # the weights are read once
-            total = exact_products.int8_product(
-                as_torch(np.concatenate((high, low))).reshape(-1, k), matrix, torch.empty((2 * rows, oc), dtype=torch.int32)
-            )
-            yield 0, (total[:rows], total[rows:])
-            return
-        both = zip(self._products(high, 0, matrix), self._products(low, -128, matrix), strict=True)
-        yield from ((start, upper + lower) for (start, upper), (_, lower) in both)
-
     @property
     def _is_plain(self) -> bool:
         """Whether each window is a row of the input."""
         return self.node.inputs[1].shape[1:3] == (1, 1) and self.op.stride == (1, 1) and not any(self.op.pad)
 
-    def _products(self, x: np.ndarray, padding: int, matrix: torch.Tensor) -> Blocks:
-        """int32 [rows, OC]: windows of int8 x times the weights; `padding` stands around x."""
+    def inside(self, x: np.ndarray) -> list[np.ndarray]:
+        """x, or the two bytes of it, with the padding around it."""
+        if x.dtype == np.int8:
+            return [_surrounded(x, self.op.pad, self.op.input_zp)]
+        high, low = exact_products.split16(x)
+        return [_surrounded(high, self.op.pad, 0), _surrounded(low, self.op.pad, -128)]
+
+    def units(self) -> tuple[int, float]:
+        oc = self.result.shape[-1]
+        rows, k = self.result.type.size // oc, self.node.inputs[1].type.size // oc
+        cost = oc * (OF_RESULT + k * OF_PRODUCT) + (0 if self._is_plain else k * OF_WINDOW)
+        return rows, rows * cost * self.node.inputs[0].dtype.bits / 8
+
+    def blocks(self, x: list[np.ndarray], weights: Any, begin: int, end: int, size: int) -> Blocks:
+        matrix = weights[0]
+        (k, oc), rows = matrix.shape, end - begin
+        if len(x) == 1:
+            yield from ((start, (block,)) for start, block in self._products(x[0], matrix, begin, end, size))
+        elif self._is_plain and 2 * rows * max(k, oc) <= size:  # the weights are read once
+            both = as_torch(np.concatenate([part.reshape(-1, k)[begin:end] for part in x]))
+            total = exact_products.int8_product(both, matrix, torch.empty((2 * rows, oc), dtype=torch.int32))
+            yield begin, (total[:rows], total[rows:])
+        else:
+            high, low = (self._products(part, matrix, begin, end, size) for part in x)
+            yield from ((start, (upper, lower)) for (start, upper), (_, lower) in zip(high, low, strict=True))
+
+    def _products(self, x: np.ndarray, matrix: torch.Tensor, begin: int, end: int, size: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """int32 [rows, OC]: windows of int8 x times the weights."""
         op, (k, oc) = self.op, matrix.shape
-        n, oh, ow, _ = self.result.shape
-        kernel = self.node.inputs[1].shape[1:3]
-        count = n * oh * ow
-        step = max(1, BLOCK // max(k, oc))
-        total = torch.empty((min(step, count), oc), dtype=torch.int32)
-        if self._is_plain:
-            rows = as_torch(x).reshape(-1, k)
-            for start in range(0, count, step):
-                some = rows[start : start + step]
-                yield start, (exact_products.int8_product(some, matrix, total[: len(some)]),)
-            return
-        x = _surrounded(x, op.pad, padding)
-        windows = np.empty((min(step, count), k), np.int8)
-        for start in range(0, count, step):
-            part = windows[: min(step, count - start)]
-            kernels.im2col(x, kernel, op.stride, op.dilation, oh, ow, start, part)
-            yield start, (exact_products.int8_product(torch.from_numpy(part), matrix, total[: len(part)]),)
+        _, oh, ow, _ = self.result.shape
+        step = min(max(1, size // max(k, oc)), end - begin)
+        total = torch.empty((step, oc), dtype=torch.int32)
+        rows = as_torch(x).reshape(-1, k) if self._is_plain else torch.empty((step, k), dtype=torch.int8)
+        for start in range(begin, end, step):
+            count = min(step, end - start)
+            part = rows[start : start + count] if self._is_plain else rows[:count]
+            if not self._is_plain:
+                kernels.im2col(x, self.node.inputs[1].shape[1:3], op.stride, op.dilation, oh, ow, start, part.numpy())
+            yield start, exact_products.int8_product(part, matrix, total[:count])
 
 
 def _surrounded(x: np.ndarray, pad: Pad, value: int) -> np.ndarray:
@@ -177,17 +211,23 @@ class _Depthwise(Convolution):
     def offset(self, weights: Any, b: np.ndarray) -> np.ndarray:
         return b - self.op.input_zp * weights[1]
 
-    def blocks(self, x: np.ndarray, weights: Any) -> Blocks:
+    def inside(self, x: np.ndarray) -> np.ndarray:
+        times = self.result.shape[3] // x.shape[3]
+        return _surrounded(np.repeat(x, times, axis=3) if times > 1 else x, self.op.pad, self.op.input_zp)
+
+    def units(self) -> tuple[int, float]:
+        n, oh, *_ = self.result.shape
+        kh, kw, *_ = self.node.inputs[1].shape
+        return n * oh, self.result.type.size * (OF_RESULT + kh * kw * OF_DEPTHWISE)
+
+    def blocks(self, x: np.ndarray, weights: Any, begin: int, end: int, size: int) -> Blocks:
         op = self.op
-        n, oh, ow, channels = self.result.shape
-        if channels != x.shape[-1]:
-            x = np.repeat(x, channels // x.shape[-1], axis=3)
-        x = _surrounded(x, op.pad, op.input_zp)
+        _, oh, ow, channels = self.result.shape
         function = kernels.depthwise3x3 if weights[0].shape[:2] == (3, 3) else kernels.depthwise
-        step = max(1, BLOCK // (ow * channels))
-        acc = np.empty((min(step, n * oh), ow, channels), self.result.dtype.numpy)
-        for start in range(0, n * oh, step):
-            part = acc[: min(step, n * oh - start)]
+        step = min(max(1, size // (ow * channels)), end - begin)
+        acc = np.empty((step, ow, channels), self.result.dtype.numpy)
+        for start in range(begin, end, step):
+            part = acc[: min(step, end - start)]
             function(x, weights[0], op.stride, op.dilation, oh, start, part)
             yield start * ow, (torch.from_numpy(part).view(-1, channels),)
 
@@ -231,12 +271,14 @@ class _Float(Convolution):
         whole = torch.from_numpy(exact).to(wide).movedim(-1, 1)
         return wide, [(a, b, arrange(whole[:, a:b])) for a, b in pairwise(borders or [0, w.shape[-1]])]
 
-    def blocks(self, x: np.ndarray, weights: Any) -> Blocks:
+    def blocks(self, x: np.ndarray, weights: Any, begin: int, end: int, size: int) -> Blocks:
         values = as_torch(x)
-        if x.dtype == np.int16 and weights[0] is torch.float32:
-            yield 0, (self._sums(values >> 8, torch.int32, *weights), self._sums(values & 255, torch.int32, *weights))
-        else:
-            yield 0, (self._sums(values, self.accumulator, *weights),)
+        with threads.of_torch():
+            if x.dtype == np.int16 and weights[0] is torch.float32:
+                block: Block = (self._sums(values >> 8, torch.int32, *weights), self._sums(values & 255, torch.int32, *weights))
+            else:
+                block = (self._sums(values, self.accumulator, *weights),)
+        yield 0, block
 
     def _sums(self, x: torch.Tensor, dtype: torch.dtype, wide: torch.dtype, parts: list[tuple[int, int, torch.Tensor]]) -> torch.Tensor:
         """Accumulators [rows, OC]: as `wide` where that holds them, else as `dtype`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,13 @@ import torch
 from numpy.lib.array_utils import byte_bounds
 
 from tosaic.errors import ExecuteError, InputError
-from tosaic.execute import budget, ops_control, ops_conv, ops_elementwise, ops_fft, ops_layout, ops_matmul, ops_pool  # noqa: F401  they fill HANDLERS
+from tosaic.execute import budget, ops_control, ops_conv, ops_elementwise, ops_fft, ops_layout, ops_matmul, ops_pool, threads  # noqa: F401  they fill HANDLERS
 from tosaic.execute.handlers import HANDLERS, Kernel
 from tosaic.processes import free_memory
 from tosaic.tosa import ops
 from tosaic.tosa.graph import Graph, Node, Value
+
+LARGE = 1 << 22  # elements of integers
 
 Watch = Callable[[Value, np.ndarray], None]
 Timer = Callable[[tuple[Node, ...], float], None]
@@ -35,12 +37,13 @@ class _Prepared:
 
 @dataclass
 class _Step:
-    """One call of a kernel: the slots of its operands and results, and the slots that no later step reads."""
+    """One call of a kernel: the slots of its operands and results, the slots that no later step reads, and whose threads it takes."""
 
     prepared: _Prepared
     operands: tuple[int, ...]
     results: tuple[int, ...]
     dead: tuple[int, ...]
+    of_torch: bool
 
 
 class Simulator:
@@ -96,8 +99,8 @@ class Simulator:
         steps = []
         for i, prepared in enumerate(kernels):
             over = {v for v in (*prepared.operands, *prepared.outputs) if last.get(v, i) == i} - kept
-            slots = (tuple(self._slots[v] for v in values) for values in (prepared.operands, prepared.outputs, over))
-            steps.append(_Step(prepared, *slots))
+            taken, given, dead = (tuple(self._slots[v] for v in values) for values in (prepared.operands, prepared.outputs, over))
+            steps.append(_Step(prepared, taken, given, dead, _is_of_torch((*prepared.operands, *prepared.outputs))))
         return steps
 
     def run(self, inputs: Sequence[np.ndarray], *, watch: Watch | None = None, timer: Timer | None = None) -> list[np.ndarray]:
@@ -120,11 +123,12 @@ class Simulator:
             arrays[self._slots[value]] = self._taken(value, array)
         for value, kept in self._constants.items():
             arrays[self._slots[value]] = kept
-        with _full_precision(), torch.inference_mode(), np.errstate(all="ignore"):
+        with _full_precision(), torch.inference_mode(), np.errstate(all="ignore"), threads.ours():
             for step in self._fused if watch is None else self._each:
                 start = time.perf_counter() if timer is not None else 0.0
                 prepared = step.prepared
-                made = prepared.kernel(*[arrays[i] for i in step.operands])
+                with threads.of_torch() if step.of_torch else nullcontext():
+                    made = prepared.kernel(*[arrays[i] for i in step.operands])
                 if timer is not None:
                     self._wait()
                     timer(prepared.nodes, time.perf_counter() - start)
@@ -161,6 +165,11 @@ def kernel(node: Node) -> Kernel:
     if type(node.op) not in HANDLERS:
         raise ExecuteError(f"the simulator has no {node.op.NAME}")
     return HANDLERS[type(node.op)](node)
+
+
+def _is_of_torch(values: Sequence[Value]) -> bool:
+    """Whether the threads of torch pay: for floats, of which it computes everything, and for elements by the million."""
+    return any(value.dtype.is_float for value in values) or max((value.type.size for value in values), default=0) >= LARGE
 
 
 def _fuse(graph: Graph, kernels: list[_Prepared]) -> list[_Prepared]:
