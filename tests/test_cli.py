@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 import tosaic
 from tosaic import executors
 from tosaic.cli.main import app
+from tosaic.execute.compare import sqnr
 
 HERE = Path(__file__).parent
 MODELS = str(HERE / "cli_models.py")
@@ -102,7 +103,13 @@ def test_export_writes_file_and_passport_and_prints_a_summary(tmp_path: Path) ->
     assert passport["calibration"]["samples"] == 4 and passport["calibration"]["data"] == model("samples")
     assert sorted(p.name for p in (tmp_path / "stages").iterdir())[0] == "00_capture.txt"
     artifact = tosaic.load(out)
-    assert f"{artifact.passport.metrics['sqnr_db']:.1f} dB" in text
+    measured = artifact.passport.metrics
+    assert f"SQNR {measured['sqnr_db']:.1f} dB against the float model" in text
+    assert f"(its fake quantization: {measured['fake_quantized_sqnr_db']:.1f} dB), on 4 samples" in text
+    net, samples = cli_models.net().eval(), list(cli_models.samples())
+    quantized = tosaic.quantize(cli_models.net().eval(), samples[0], samples)
+    reals = [torch.cat([f(sample) for sample in samples]).detach().numpy() for f in (net, quantized)]
+    assert measured["fake_quantized_sqnr_db"] == pytest.approx(sqnr(*reals), abs=1e-3)
 
 
 def test_export_of_mixed_precision_lists_what_stays_float(tmp_path: Path) -> None:

@@ -71,7 +71,8 @@ def export(options: ExportOptions) -> None:
         at.begin("writing")
         artifact.save(options.output, emitter=options.emitter, debug_info=options.debug_info)
         at.begin("scoring")
-        scores = _score(artifact, loaded.in_float(), "the float model", loaded, data) if data is not None else []
+        fake = None if in_float else program
+        scores = _score(artifact, loaded.in_float(), "the float model", loaded, data, fake) if data is not None else []
     _summary(artifact, options, scores, at.seconds)
 
 
@@ -208,8 +209,10 @@ def _takes_session(function: Callable[..., Any]) -> bool:
     return len(positional) > 1 and (positional[1].default is positional[1].empty or positional[1].name == "session")
 
 
-def _score(artifact: Artifact, model: Callable[..., Any], against: str, loaded: Loaded, data: Data) -> list[str]:
-    """Score the file that was written on the first calibration samples, and note it in its passport.
+def _score(
+    artifact: Artifact, model: Callable[..., Any], against: str, loaded: Loaded, data: Data, fake: Callable[..., Any] | None = None
+) -> list[str]:
+    """Score the file that was written on the first calibration samples, and its fake quantization; note it in the passport.
 
     Returns:
         One line for each output.
@@ -219,20 +222,23 @@ def _score(artifact: Artifact, model: Callable[..., Any], against: str, loaded: 
 
     assert artifact.path is not None
     scores = score(load(artifact.path), model, loaded.example_inputs, data.kept, SCORED)
-    artifact.passport.metrics |= metrics(scores, artifact)
+    ideal = score(artifact, model, loaded.example_inputs, data.kept, SCORED, instead=fake) if fake is not None else {}
+    artifact.passport.metrics |= metrics(scores, artifact) | metrics(ideal, artifact, "fake_quantized_")
     write_passport(artifact.passport, artifact.path)
     samples = min(SCORED, artifact.passport.calibration.get("samples", len(data.kept)))
-    return [
-        f"{_result(artifact, name, value, len(scores))} against {against}, on {plural(samples, 'sample')}" for name, value in scores.items()
-    ]
+    lines = []
+    for name, value in scores.items():
+        which = f"{name}: " if len(scores) > 1 else ""
+        quantized = f" (its fake quantization: {_result(artifact, name, ideal[name]).removeprefix('SQNR ')})" if name in ideal else ""
+        lines.append(f"{which}{_result(artifact, name, value)} against {against}{quantized}, on {plural(samples, 'sample')}")
+    return lines
 
 
-def _result(artifact: Artifact, name: str, value: float, count: int) -> str:
+def _result(artifact: Artifact, name: str, value: float) -> str:
     port = next(p for p in artifact.passport.outputs if p.name == name)
-    which = f"{name}: " if count > 1 else ""
     if port.scale is None and port.dtype.startswith("i"):
-        return f"{which}{value:.2%} equal"
-    return f"{which}SQNR {value:.1f} dB" if math.isfinite(value) else f"{which}exactly equal"
+        return f"{value:.2%} equal"
+    return f"SQNR {value:.1f} dB" if math.isfinite(value) else "exactly equal"
 
 
 # Summary
