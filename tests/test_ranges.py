@@ -332,6 +332,8 @@ def test_the_callers_own_integers() -> None:
     assert c.problems(c.emit(ops.Add(), scaled, scaled)) == []
     doubled = c.emit(ops.Mul(), scaled, c.const([[2**20]]))
     assert len(c.problems(doubled)) == 1
+    cells = c.emit(ops.Cast(I32), c.b.input("places", DType.FP32, SHAPE))
+    assert c.problems(c.emit(ops.Mul(), cells, c.const([[37]]))) == []
 
 
 def test_errors_name_the_operator_and_its_place() -> None:

@@ -324,6 +324,7 @@ INTEGERS = (
     bools("cast_bools_to_integers", aten._to_copy.default, lambda a: a.long(), (4, 5), precisions=INTEGER),
     integers("cast_to_bool", aten._to_copy.default, lambda a: a.bool(), (4, 5), span=(-1.0, 1.0)),
     function("cast_reals_to_integers", aten._to_copy.default, lambda a: a.long(), (4, 25)),
+    function("cells_of_reals", aten._to_copy.default, lambda a: (a * 8).long() * 3 + 1, (4, 25), precisions=("8a8w", "16a8w"), **WHOLE),
     # 48-bit accumulators take 16-bit multipliers: the other side of a whole number
     layer("cast_wide_to_integers", aten._to_copy.default, lambda: Wide(lambda a, b: ((a - b) * 20).int()), (4, 6), precisions=("8a8w",)),
     function("cast_reals_to_bool", aten._to_copy.default, lambda a: torch.relu(a).bool(), (4, 5)),

@@ -39,6 +39,24 @@ class Cell(nn.Module):
         return self.cell(x, (h, c))[0]
 
 
+class Stabilised(nn.Module):
+    """Exponential gates, kept finite by a running maximum, and a state that they normalise (as xLSTM has them)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gates = nn.Linear(6, 15)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = sums = top = torch.zeros(x.shape[1], 5)
+        for step in x:
+            new, into, keep = self.gates(step).chunk(3, -1)
+            keep = nn.functional.logsigmoid(keep) + top
+            top = torch.maximum(keep, into)
+            into, keep = torch.exp(into - top), torch.exp(keep - top)
+            state, sums = keep * state + into * torch.tanh(new), keep * sums + into
+        return state / sums.clamp(min=1e-6)
+
+
 # at int16 the steps of the interpolated tables (85 dB) and of 48-bit accumulators add up over the recurrence
 STEPS = {"lsb_at_16": 8, "equal_at_16": 0.08}
 
@@ -52,6 +70,7 @@ RECURRENT = (
     layer("gru", LINEAR, lambda: Output(nn.GRU(6, 5)), (4, 2, 6), **STEPS),
     layer("gru_layers", LINEAR, lambda: Last(nn.GRU(6, 5, 2, bidirectional=True, batch_first=True)), (2, 3, 6), (4, 2, 5), **STEPS),
     layer("gru_cell", LINEAR, lambda: nn.GRUCell(6, 5), (7, 6), (7, 5), **STEPS),
+    layer("stabilised", LINEAR, Stabilised, (5, 2, 6), lsb_at_16=16, equal_at_16=0.08),  # and those of exp and of the quotient
     layer("rnn", LINEAR, lambda: Output(nn.RNN(6, 5)), (4, 2, 6), **STEPS),
     layer("rnn_relu", LINEAR, lambda: Last(nn.RNN(6, 5, nonlinearity="relu", bidirectional=True)), (4, 2, 6), **STEPS),
     layer("rnn_cell", LINEAR, lambda: nn.RNNCell(6, 5), (7, 6), (7, 5), **STEPS),

@@ -155,6 +155,17 @@ class Aligned(nn.Module):
         return F.grid_sample(y, 0.1 * grid, padding_mode="border", align_corners=True) * y
 
 
+class Texture(nn.Module):
+    """Features of places, from an image that was trained."""
+
+    def __init__(self, mode: str = "bilinear") -> None:
+        super().__init__()
+        self.image, self.mode = nn.Parameter(torch.randn(1, 4, 8, 8)), mode
+
+    def forward(self, places: Tensor) -> Tensor:
+        return F.grid_sample(self.image, places[None, None] * 2 - 1, mode=self.mode, padding_mode="border", align_corners=False)
+
+
 SAMPLE, SAMPLE_3D = aten.grid_sampler_2d.default, aten.grid_sampler_3d.default
 _FLOW = ((2, 3, 9, 11), (2, 6, 7, 2))
 
@@ -202,6 +213,12 @@ SAMPLING = (
         for size, padding in ((1, "zeros"), (2, "zeros"), (2, "border"))
     ),
     layer("sample_aligned", SAMPLE, Aligned, (1, 64, 7, 7), (1, 7, 7, 2), decibels=(("8a8w", 20.0),)),
+    *(
+        layer(
+            f"sample_texture_{m}", SAMPLE, lambda m=m: Texture(m), (30, 2), span=(-0.1, 1.05), equal_at_16=0.75, decibels=(("8a8w", 24.0),)
+        )
+        for m in ("bilinear", "bicubic")
+    ),
     layer("sample_constant_bicubic", SAMPLE, lambda: Undistorted("bicubic"), PICTURE),
     layer("sample_far", SAMPLE, lambda: Warped((6, 7), 4.0, padding_mode="reflection", align_corners=False), *_FLOW),
     layer("sample_3d", SAMPLE_3D, lambda: Warped((3, 4, 5), 1.1, align_corners=False), (1, 2, 4, 5, 6), (1, 3, 4, 5, 3)),

@@ -85,6 +85,8 @@ class Context:
         if not value.is_const:
             known = value.bound or Bound(low, high)
             value.bound = Bound(max(low, known.low), min(high, known.high), why)
+            if self._ranges is not None:
+                self._ranges.narrow(value)
         return value
 
     def interval(self, value: Value) -> tuple[int, int]:
@@ -238,8 +240,10 @@ class Context:
         """
         assert x.quant is not None and x.value is not None
         factors = np.atleast_1d(x.quant.scales / target.scales)
-        if x.bits is None and x.quant.dtype is DType.INT32 and factors.max() > _LARGE_FACTOR:
-            x = replace(x, bits=30)
+        if x.bits is None and x.quant.dtype is DType.INT32 and factors.max() > 1:
+            ends = self.interval(x.value)
+            if factors.max() > _LARGE_FACTOR or max(-ends[0], ends[1]) >= 2 ** (multiplier_shift(float(factors.max()))[1] - 1):
+                x = replace(x, bits=30)
         assert x.quant is not None and x.value is not None
         if x.quant.dtype in (DType.INT8, DType.INT16) and factors.max() > _LARGE_FACTOR_OF_16 and x.quant != target:
             own = Quant(float(x.quant.scale), 0, DType.INT32)  # type: ignore[arg-type]
@@ -438,7 +442,7 @@ class Context:
             value = self.bounded(self.emit(ops.Cast(DType.INT32), value), dtype.min - zp, dtype.max - zp, "clamped as a float")
             value = self.rescale(value, Quant(1.0, 0, DType.INT32), Quant(1.0, zp, dtype))
         else:
-            value = self.emit(ops.Cast(dtype), value)
+            value = self.bounded(self.emit(ops.Cast(dtype), value), dtype.min, dtype.max, "whatever the float is")
         return replace(x, value=value, quant=target, bits=None)
 
     def floats(self, *operands: Operand) -> list[Operand]:

@@ -19,6 +19,7 @@ from tosaic.lower.context import Context
 from tosaic.lower.conv import FIRST, LAST
 from tosaic.lower.layout import sliced
 from tosaic.lower.operand import Operand, Quant
+from tosaic.lower.reals import is_quantized
 from tosaic.lower.registry import lower
 from tosaic.tosa import ops
 from tosaic.tosa.graph import Value
@@ -140,9 +141,9 @@ def grid_sampler(ctx: Context, x: Operand, grid: Operand, mode: int, padding: in
     sizes, outs = x.shape[2:], grid.shape[1:-1]
     if math.prod(sizes) >= 2**24:
         raise ctx.refuse(f"grid_sample of {math.prod(sizes)} pixels; positions hold 2^24")
-    integer = x.quant is not None and (grid.quant is not None or grid.is_const)
+    integer = is_quantized(ctx, x, grid)
     if integer:
-        x = ctx.resolve_clamp(ctx.uniform(x))
+        x = _stored_image(ctx, x) if x.is_const else ctx.resolve_clamp(ctx.uniform(x))
         x = ctx.limited(x) if mode == BICUBIC else x
     else:
         x, grid = ctx.floats(x, grid)
@@ -157,6 +158,13 @@ def grid_sampler(ctx: Context, x: Operand, grid: Operand, mode: int, padding: in
     assert result.value is not None
     value = ctx.reshape(result.value, (x.shape[0], *outs, x.shape[1]))
     return replace(result, value=value, perm=FIRST[len(sizes)], view=None)
+
+
+def _stored_image(ctx: Context, x: Operand) -> Operand:
+    """A constant image, as a texture of features is, in 16 bits."""
+    scale = (float(np.abs(x.reals()).max(initial=0.0)) or 1.0) / DType.INT16.max
+    target = Quant(scale, 0, DType.INT16)
+    return ctx.store(Operand(array=target.store(x.reals()), quant=target))
 
 
 def _places(numbers: _Numbers, grid: Operand, sizes: Sequence[int], reach: float, align_corners: bool) -> list[Value]:

@@ -6,8 +6,8 @@ interval follows from the types of the inputs, the constants themselves and one 
 knows more (a calibrated range with its head-room, a correlation that intervals do not see), `Value.bound` says so and is
 believed. `check_ranges` names each operator that some data within these intervals would break.
 
-A graph input of type i32 without a bound holds the caller's own integers (indices, counts): what is computed from them is
-the caller's to keep in range, as it is in PyTorch.
+A graph input of type i32 without a bound holds the caller's own integers (indices, counts), and so does a cast of floats to i32: what
+is computed from them is the caller's to keep in range, as it is in PyTorch.
 
 An interval is one pair of numbers, or one pair for each index of the last axis: the channels after a convolution.
 """
@@ -112,11 +112,24 @@ class Ranges:
         self.advance()
         return self.known.get(value) or of_type(value.dtype)
 
+    def narrow(self, value: Value) -> None:
+        """Take notice of a bound that was declared after the operator was looked at."""
+        if value in self.known:
+            self.known[value] = _bounded(value, self.known[value])
+            self._free.discard(value)
+
     def _node(self, node: Node) -> None:
         if all(v.dtype.is_float for v in node.outputs):
             return
         carried = _CARRIES.get(type(node.op))
         if carried is not None and node.output.bound is None and not self._free.isdisjoint(node.inputs[carried]):
+            self._free.add(node.output)
+        if (
+            isinstance(node.op, ops.Cast)
+            and node.inputs[0].dtype.is_float
+            and node.output.dtype is DType.INT32
+            and node.output.bound is None
+        ):
             self._free.add(node.output)
         function = TRANSFER.get(type(node.op))
         operands = [self.known.get(v) for v in node.inputs]
