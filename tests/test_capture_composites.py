@@ -139,6 +139,32 @@ def test_attention_divides_after_the_product(form: str, heads: int) -> None:
     torch.testing.assert_close(module(q, k, v), model(q, k, v), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "mean",
+    [
+        lambda p, v: p @ v,
+        lambda p, v: torch.einsum("bkn,nc->bkc", p, v),
+        lambda p, v: torch.bmm(v.t().expand(2, 3, 7), p.permute(0, 2, 1)),
+        lambda p, v: torch.bmm(v.t().expand(2, 3, 7), p.transpose(2, 1)),
+    ],
+    ids=["product", "einsum", "on the right", "transposed"],
+)
+@pytest.mark.parametrize("constant", [True, False])
+def test_means_by_softmax_divide_behind_the_product(mean: Callable[[Tensor, Tensor], Tensor], constant: bool) -> None:
+    class Mean(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("places", torch.randn(7, 3))
+
+        def forward(self, scores: Tensor, v: Tensor) -> Tensor:
+            return mean(torch.softmax(scores, -1), self.places if constant else v)
+
+    model, inputs = Mean(), (torch.randn(2, 4, 7), torch.randn(7, 3))
+    found, module = operators(model, *inputs)
+    assert exp_below_max in found and not any("softmax" in str(target) for target in found)
+    torch.testing.assert_close(module(*inputs), model(*inputs), rtol=1e-4, atol=1e-5)
+
+
 def test_weights_that_are_returned_stay_normalised() -> None:
     class Returned(nn.Module):
         def forward(self, scores: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

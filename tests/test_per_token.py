@@ -199,3 +199,23 @@ def test_rows_that_are_stored_coarser_than_they_were_calibrated(scheme: str) -> 
     artifact = tosaic.compile(quantized)
     step = artifact.passport.outputs[0].scale
     np.testing.assert_allclose(artifact.run(data[0], float_io=True)[0], fake, atol=1.01 * step, rtol=0)  # of the int8 result
+
+
+class Queries(nn.Module):
+    """A layer whose input is a parameter is a constant itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.queries = nn.Linear(8, 8), nn.Linear(8, 8), nn.Parameter(torch.randn(5, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x) @ self.second(self.queries).t()
+
+
+@SCHEMES
+def test_layers_of_constants(scheme: str) -> None:
+    torch.manual_seed(0)
+    model, data = Queries().eval(), [torch.randn(6, 8) for _ in range(4)]
+    artifact = tosaic.compile(tosaic.quantize(model, data[0], data, scheme))
+    with torch.no_grad():
+        assert sqnr(model(data[0]), artifact.run(data[0], float_io=True)[0]) > 30

@@ -17,13 +17,19 @@ from tosaic.operators import dropout_marker, exp_below_max
 aten = torch.ops.aten
 
 _SOFTMAX = (aten._softmax.default, aten.softmax.int)
-# between softmax and product: views that keep the row, and what stands for a dropout in training
-_BETWEEN = (aten.reshape.default, aten.expand.default, dropout_marker)
+# between softmax and product: views that keep the order of elements, and what stands for a dropout in training
+_VIEWS = (aten.reshape.default, aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims, dropout_marker)
 _PRODUCTS = (aten.bmm.default, aten.mm.default, aten.matmul.default)
 
 
 def divide_after_product(module: GraphModule) -> None:
-    """Rewrite each softmax over the last axis whose one reader is the left side of a matrix product, in place."""
+    """Rewrite each softmax over the last axis that nothing but one product reads, in place.
+
+    It is the left side of a matrix product, or transposed the right one, or the input of a linear layer without bias (a mean of constants:
+    a position in a heat map).
+    """
+    for node in module.graph.find_nodes(op="call_function", target=aten.bmm.default):
+        _put_on_left(module.graph, node)
     for node in list(module.graph.nodes):
         if node.target not in _SOFTMAX or node.args[1] not in (-1, node.meta["val"].dim() - 1):
             continue
@@ -32,18 +38,47 @@ def divide_after_product(module: GraphModule) -> None:
             _rewrite(module, node, chain)
 
 
+def _put_on_left(graph: torch.fx.Graph, product: Node) -> None:
+    """v p^T -> (p v^T)^T, p the result of a softmax, as image generators write it."""
+    left, right = product.args
+    if right.target not in (aten.permute.default, aten.transpose.int) or len(right.users) != 1:
+        return
+    source, length = right.args[0], right.args[0].meta["val"].shape[-1]
+    swapped = right.args[1] == [0, 2, 1] if right.target is aten.permute.default else {d % 3 for d in right.args[1:]} == {1, 2}
+    softmax = source
+    while _keeps_order(softmax, length):
+        softmax = softmax.args[0]
+    if not swapped or softmax.target not in _SOFTMAX:
+        return
+    with graph.inserting_before(product):
+        turned = _call(graph, left, aten.permute.default, (left, [0, 2, 1]), left.meta["val"].permute(0, 2, 1))
+        found = _call(graph, product, aten.bmm.default, (source, turned), product.meta["val"].permute(0, 2, 1).contiguous())
+        back = _call(graph, product, aten.permute.default, (found, [0, 2, 1]), product.meta["val"])
+    product.replace_all_uses_with(back)
+    graph.erase_node(product)
+    graph.erase_node(right)
+
+
 def _way_to_product(softmax: Node) -> list[Node] | None:
-    """The nodes behind `softmax` up to and with a matrix product that has it on its left."""
-    chain, node = [], softmax
+    """The nodes behind `softmax` up to and with a matrix product that has its rows on its left."""
+    chain, node, length = [], softmax, softmax.meta["val"].shape[-1]
     while len(node.users) == 1:
         (user,) = node.users
         chain.append(user)
-        if user.target in _PRODUCTS:
-            return chain if user.args[0] is node and user.args[1] is not node else None
-        if user.target not in _BETWEEN or user.meta["val"].shape[-1] != softmax.meta["val"].shape[-1]:
+        if user.target in _PRODUCTS or (user.target is aten.linear.default and user.args[2:] in ((), (None,))):
+            return chain if user.args[0] is node and user.args[1] is not node and node.meta["val"].shape[-1] == length else None
+        if not _keeps_order(user, length):
             return None
         node = user
     return None
+
+
+def _keeps_order(node: Node, length: int) -> bool:
+    if node.target is aten.permute.default:  # of axes of one element, as einsum has it
+        source, order = node.args
+        moved = [axis for axis in order if source.meta["val"].shape[axis] > 1]  # type: ignore[union-attr, index]
+        return moved == sorted(moved)  # type: ignore[type-var]
+    return node.target in _VIEWS or (node.target is aten.expand.default and node.meta["val"].shape[-1] == length)
 
 
 def _rewrite(module: GraphModule, softmax: Node, chain: list[Node]) -> None:

@@ -34,6 +34,13 @@ from tosaic.tosa.types import DType
 aten = torch.ops.aten
 
 
+def _in_integers(ctx: Context, *operands: Operand) -> bool:
+    """Quantized operands; beside constants, which no calibration gives a scale that both could have, only where the result is quantized."""
+    if ctx.want is None and ctx.spec.holds("FP") and any(x.is_const for x in operands):
+        return False
+    return is_quantized(ctx, *operands)
+
+
 def meeting(ctx: Context, *operands: Operand) -> Quant:
     """The quantization at which operands are chosen between: their own if it is one, else what the readers want."""
     quants = {x.quant for x in operands if not x.is_const}
@@ -60,7 +67,7 @@ def where(ctx: Context, condition: Operand, a: Operand, b: Operand) -> Operand:
         (condition, a, b), perm = broadcast(ctx, condition, as_int(ctx, a), as_int(ctx, b))
         return Operand(ctx.emit(ops.Select(), *values([condition, a, b])), perm=perm)
     a, b = promoted(ctx, a, b)
-    if not is_quantized(ctx, a, b):
+    if not _in_integers(ctx, a, b):
         (condition, a, b), perm = broadcast(ctx, condition, *ctx.floats(a, b))
         return Operand(ctx.emit(ops.Select(), *values([condition, a, b])), perm=perm)
     a, b = (x if x.is_const else ctx.uniform(x) for x in (a, b))
@@ -77,7 +84,7 @@ def _extreme(ctx: Context, op: ops.Op, a: Operand, b: Operand) -> Operand:
         result = Operand(ctx.emit(op, *values([a, b])), perm=perm)
         return as_bool(ctx, result) if bools else result
     a, b = promoted(ctx, a, b)
-    if not is_quantized(ctx, a, b):
+    if not _in_integers(ctx, a, b):
         (a, b), perm = broadcast(ctx, *ctx.floats(a, b))
         return Operand(ctx.emit(op, *values([a, b])), perm=perm)
     a, b = (x if x.is_const else ctx.resolve_clamp(ctx.uniform(x)) for x in (a, b))

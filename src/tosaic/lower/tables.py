@@ -172,7 +172,8 @@ def by_interval(ctx: Context, x: Operand, function: Function, centre: int = 0, r
 def _to_int8(ctx: Context, x: Operand, function: Function) -> Operand | None:
     """The function itself for an int8 result, where 16 bits of the operand are enough for it: a TABLE, or a GATHER of the results."""
     assert ctx.want is not None
-    edge, limit = typical(x), wanted_limit(ctx)
+    limit = wanted_limit(ctx)
+    edge = _reached(ctx, x, function)
     radius = _COVERED * edge if function.is_gate else min(_COVERED * edge, function.reach)
     if ctx.spec.holds("int16"):
         curve = Curve.of(function.whole, radius, 2 * limit)
@@ -184,6 +185,21 @@ def _to_int8(ctx: Context, x: Operand, function: Function) -> Operand | None:
         return None
     found = lookup(ctx, ctx.want.store(results), index_of(ctx, position16(ctx, x, radius)), DType.INT8)
     return like(x, found, ctx.want, None)
+
+
+def _reached(ctx: Context, x: Operand, function: Function) -> float:
+    """Magnitude of the operand that the table of an int8 result must hold: what calibration saw, or else typical of its bound, twice, four
+    times, .. that, until farther operands have the results of the ends.
+    """
+    assert ctx.want is not None
+    edge, bound = typical(x), _bound(x)
+    if bound is None:
+        return edge
+    far = np.linspace(-bound, bound, 4095)
+    results = finite(function.whole, 4 * wanted_limit(ctx))
+    while edge < bound and (ctx.want.store(results(far)) != ctx.want.store(results(np.clip(far, -_COVERED * edge, _COVERED * edge)))).any():
+        edge *= 2
+    return min(edge, bound)
 
 
 def _cheapest(

@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 
 from tosaic.errors import QuantizeError
 from tosaic.operators import per_token_linear
+from tosaic.quantization.analysis import constants
 from tosaic.quantization.pt2e import DEQUANTIZE
 from tosaic.quantization.quantizer import aten_name, is_linear_layer, module_path
 from tosaic.quantization.schemes import Recipe
@@ -20,7 +21,10 @@ aten = torch.ops.aten
 
 def mark_linears(module: GraphModule, recipe: Recipe) -> None:
     """Replace the linear layers to which a recipe gives scales per token, in place; they compute in float until `set_units`."""
+    folded = constants(module)
     for node in module.graph.find_nodes(op="call_function", target=aten.linear.default):
+        if node in folded:
+            continue
         scheme = recipe.scheme_of(module_path(node), aten_name(node), is_linear_layer(node))
         if scheme.per_token and node.args[1].op == "get_attr":
             bias = node.args[2] if len(node.args) > 2 else None
