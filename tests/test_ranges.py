@@ -332,8 +332,9 @@ def test_the_callers_own_integers() -> None:
     assert c.problems(c.emit(ops.Add(), scaled, scaled)) == []
     doubled = c.emit(ops.Mul(), scaled, c.const([[2**20]]))
     assert len(c.problems(doubled)) == 1
-    cells = c.emit(ops.Cast(I32), c.b.input("places", DType.FP32, SHAPE))
-    assert c.problems(c.emit(ops.Mul(), cells, c.const([[37]]))) == []
+    of_floats = Case()
+    cells = of_floats.emit(ops.Cast(I32), of_floats.b.input("places", DType.FP32, SHAPE))
+    assert of_floats.problems(of_floats.emit(ops.Mul(), cells, of_floats.const([[37]]))) == []
 
 
 def test_errors_name_the_operator_and_its_place() -> None:
