@@ -26,8 +26,9 @@ demo: setup vulkan
 test: setup vulkan
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests
 
+# measured as users run it: threads that sleep between loops would slow float PyTorch down
 bench: setup
-	$(BIN)/python benchmarks/bench.py
+	env -u OMP_WAIT_POLICY $(BIN)/python benchmarks/bench.py
 
 bench-models: setup
 	$(BIN)/python benchmarks/models.py --markdown .cache/benchmark/models.md
