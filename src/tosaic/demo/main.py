@@ -19,6 +19,7 @@ from tosaic.demo.data import Dataset, Patches, downscale, held_out, training_dat
 from tosaic.demo.story import FULL, QUICK, Plan, Story, say
 from tosaic.demo.upscaler import Upscaler, train
 from tosaic.errors import ExecuteError, InputError
+from tosaic.execute.threads import torch_threads
 from tosaic.quantization.ptq import Quantized
 from tosaic.report.facts import Report
 
@@ -46,19 +47,15 @@ def run_demo(output: Path, *, quick: bool = False, data: str = "auto", epochs: i
             raise InputError(f"{epochs} epochs of training", remedy="give at least 1")
         plan = replace(plan, float_training=replace(plan.float_training, steps=epochs * EPOCH))
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    threads = torch.get_num_threads()
-    torch.set_num_threads(THREADS)
-    try:
-        with (
-            Progress(*columns, console=Console(stderr=True), transient=True) as progress,
-            torch.random.fork_rng(devices=[]),
-            warnings.catch_warnings(),
-        ):
-            warnings.simplefilter("ignore")  # of torch and torchao, about their own future
-            torch.manual_seed(SEED)
-            report = _tell(Path(output), plan, data, progress)
-    finally:
-        torch.set_num_threads(threads)
+    with (
+        torch_threads(THREADS),
+        Progress(*columns, console=Console(stderr=True), transient=True) as progress,
+        torch.random.fork_rng(devices=[]),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")  # of torch and torchao, about their own future
+        torch.manual_seed(SEED)
+        report = _tell(Path(output), plan, data, progress)
     print_report(report, Path(output))
     wrong = [f"  {a.file}: {c.executor}: {c.detail}" for _, a in report.artifacts for c in a.checks if c.agrees is False]
     if wrong:

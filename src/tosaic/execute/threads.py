@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from itertools import pairwise
 
@@ -48,27 +48,30 @@ def count() -> int:
 
 
 @contextmanager
-def ours() -> Iterator[None]:
-    """In here torch has one thread, and `count` is what torch had before."""
-    before, outer = torch.get_num_threads(), _state.count
-    _state.count = count()
-    torch.set_num_threads(1)
+def torch_threads(count: int) -> Iterator[None]:
+    """In here torch computes on so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
     try:
         yield
     finally:
-        _state.count = outer
         torch.set_num_threads(before)
 
 
 @contextmanager
-def of_torch() -> Iterator[None]:
-    """In here torch has as many threads as `count` says."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count())
+def ours() -> Iterator[None]:
+    """In here torch has one thread, and `count` is what torch had before."""
+    outer, _state.count = _state.count, count()
     try:
-        yield
+        with torch_threads(1):
+            yield
     finally:
-        torch.set_num_threads(before)
+        _state.count = outer
+
+
+def of_torch() -> AbstractContextManager[None]:
+    """In here torch has as many threads as `count` says."""
+    return torch_threads(count())
 
 
 def parts(size: int, microseconds: float) -> int:

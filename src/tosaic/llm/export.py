@@ -11,8 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +19,7 @@ import torch
 
 from tosaic.artifact import versions
 from tosaic.assembly import assemble
+from tosaic.execute.threads import torch_threads
 from tosaic.llm.chain import Progress, calibrations, check_fits, digest_of, parts, samples_of
 from tosaic.llm.checkpoint import Checkpoint
 from tosaic.llm.manifest import CacheRecord, Manifest, ProgramRecord, write_manifest
@@ -84,7 +83,7 @@ def export(
         if progress is not None:
             progress(what, done, total)
 
-    with _threads(work.threads):
+    with torch_threads(work.threads):
         for part, choice, calibration in calibrations(checkpoint, settings, samples, work, told):
             work.keep(part.name.removesuffix("."), compile_part(part, choice, settings.spec, calibration))
             watch.lap(part.name.split(".")[0])
@@ -95,17 +94,6 @@ def export(
     watch.lap("files")
     work.remove()
     return Exported(output, manifest, watch.seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """torch computes on so many threads while it lasts."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 # Work that is finished

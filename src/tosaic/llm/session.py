@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from tosaic.artifact import dequantize, load
 from tosaic.emit.passport import PortRecord
 from tosaic.errors import InputError
+from tosaic.execute.threads import torch_threads
 from tosaic.executors import EXECUTORS, Run
 from tosaic.llm.manifest import CacheRecord, Manifest, ProgramRecord, read_manifest
 from tosaic.tosa.types import DType
@@ -157,7 +157,8 @@ class Session:
         check_ids(ids, self.manifest)
 
     def _run(self, program: Program, ids: Sequence[int]) -> np.ndarray:
-        with one_thread() if program.tokens == 1 else nullcontext():
+        # products of one row are too small to share: waiting for other threads takes as long as it saves, and on a busy machine far longer
+        with torch_threads(1) if program.tokens == 1 else nullcontext():
             stored, self._caches = program.run(ids, self.position, self._caches, program.artifact.executor(self.on))
         self.position += len(ids)
         return dequantize(stored[0, len(ids) - 1 if stored.shape[1] > 1 else 0], program.logits)
@@ -174,15 +175,3 @@ def check_ids(ids: Sequence[int], manifest: Manifest) -> None:
         raise InputError(
             f"token {wrong} is not in the vocabulary of {manifest.name}, 0..{manifest.vocabulary - 1}", remedy="is it its tokenizer?"
         )
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Products of one row are too small to share: waiting for the other threads takes as long as it saves, and on a busy machine
-    far longer."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
