@@ -18,19 +18,20 @@ from tosaic.emit.flatbuffer import serialize
 from tosaic.emit.passport import Passport, PortRecord, encode_passport, passport_path, read_passport
 from tosaic.emit.read import no_graph, read_tosa, read_vgf_or_ports
 from tosaic.emit.vgf import stream_vgf
-from tosaic.errors import ExecuteError, InputError
+from tosaic.errors import InputError
 from tosaic.executors import EXECUTORS, Run, prepare
 from tosaic.tosa.graph import Graph, Node, Value
 from tosaic.tosa.types import DType
 
 if TYPE_CHECKING:
+    from tosaic.execute.together import Together
     from tosaic.verification import Verification
 
 Timer = Callable[[tuple[Node, ...], float], None]
 _HALVES = (DType.FP16, DType.BF16)
 _HALF_TYPES = tuple(dtype.numpy for dtype in _HALVES)
 _VERSIONED = ("tosaic", "torch", "torchao", "tosa-tools", "ai-ml-sdk-model-converter", "ai-ml-sdk-vgf-library")
-_RunSome = Callable[[Sequence[Sequence[np.ndarray]]], list[list[np.ndarray]]]
+_RunSome = Callable[[Sequence[list[np.ndarray]]], list[list[np.ndarray]]]
 
 
 @dataclass
@@ -51,7 +52,7 @@ class Artifact:
     path: Path | None = None
     shaders: tuple[str, ...] = ()
     _executors: dict[tuple[str, str], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _batches: tuple[tuple[int, str], Any] | None = field(default=None, init=False, repr=False, compare=False)
+    _batches: tuple[tuple[int | None, str], Together] | None = field(default=None, init=False, repr=False, compare=False)
 
     def save(self, path: Path | str, *, emitter: str = "direct", debug_info: bool = True) -> Path:
         """Write the `.vgf` (or `.tosa`, by the suffix) and its passport; neither is replaced before both are written.
@@ -199,33 +200,20 @@ class Artifact:
         """A function from the stored inputs of some samples to their outputs, and how many it takes at most."""
         self._refuse_shaders(on)
         if on == "simulator" and count > 1 and timer is None and batch != 1:
-            from tosaic.execute.batch import fitting  # late: torch
-
-            size = min(count, batch or fitting(self.graph))
-            try:
-                return self._together(size, device), size
-            except ExecuteError:  # an operator takes one sample at a time
-                if batch is not None:
-                    raise
+            together = self._together(count, batch, device)
+            return together.run, together.size
         run = self.executor(on, device) if timer is None else functools.partial(self.executor(on, device), timer=timer)
         return lambda some: [run(stored) for stored in some], 1
 
-    def _together(self, size: int, device: str) -> _RunSome:
-        """The simulator of `size` samples at once; the last size is kept. Where fewer are left, the last one fills up."""
-        from tosaic.execute.batch import batched
+    def _together(self, count: int, batch: int | None, device: str) -> Together:
+        """The simulator of so many samples at once; the last one is kept."""
+        from tosaic.execute.together import Together  # late: torch
 
-        kept, key = self._batches, (size, device)
-        if kept is None or kept[0] != key:
-            self._batches = kept = None  # its weights go before those of the new one come
-            self._batches = kept = key, prepare("simulator", batched(self.graph, size), device=device)
-        run = kept[1]
-
-        def run_some(some: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndarray]]:
-            full = [*some, *[some[-1]] * (size - len(some))]
-            outputs = run([np.stack(arrays) for arrays in zip(*full, strict=True)])
-            return [[output[i] for output in outputs] for i in range(len(some))]
-
-        return run_some
+        key = batch, device
+        if self._batches is None or self._batches[0] != key or not self._batches[1].serves(count):
+            self._batches = None  # its weights go before those of the new one come
+            self._batches = key, Together(self.graph, count, batch, device)
+        return self._batches[1]
 
     def arrays(self, inputs: Any) -> list[np.ndarray]:
         """`inputs`, as `run` takes them, in the order of the graph's.
@@ -330,8 +318,11 @@ def quantize(real: np.ndarray, port: PortRecord, dtype: DType) -> np.ndarray:
     """Stored values of real ones, as PyTorch's quantize_per_tensor rounds: clamp(round(x * (1 / scale)) + zero_point)."""
     if not np.isfinite(real).all():
         raise InputError(f"input '{port.name}' contains NaN or infinite values")
-    scaled = np.rint(real.astype(np.float32) * (np.float32(1) / np.float32(port.scale)))
-    return np.clip(scaled.astype(np.float64) + (port.zero_point or 0), dtype.min, dtype.max).astype(dtype.numpy)
+    scaled = np.empty(real.shape, np.float32)
+    np.rint(np.multiply(real.astype(np.float32, copy=False), np.float32(1) / np.float32(port.scale), out=scaled), out=scaled)
+    exact = scaled if dtype.bits <= 16 else scaled.astype(np.float64)  # f32 holds what stays inside of 16 bits, and the bounds
+    exact += port.zero_point or 0
+    return np.clip(exact, dtype.min, dtype.max, out=exact).astype(dtype.numpy)
 
 
 def dequantize(stored: np.ndarray, port: PortRecord) -> np.ndarray:

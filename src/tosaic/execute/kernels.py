@@ -12,10 +12,25 @@ from typing import Any
 
 import numba
 import numpy as np
+from numba.extending import intrinsic
 
 from tosaic.execute import threads
 
 OF_ELEMENT = 1e-3  # about how many microseconds an element takes
+
+
+def _prefer_wide(context):
+    """In a compiled function: LLVM, which prefers the halves of AVX-512's registers, takes them whole."""
+
+    def code(context, builder, signature, arguments):
+        # llvmlite's own `add` knows attributes of one word only
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')
+        return context.get_dummy_value()
+
+    return numba.types.void(), code
+
+
+_wide_vectors: Any = intrinsic(_prefer_wide)  # its type says the arguments of the function above, not of the call
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -39,7 +54,10 @@ def _threaded(function: Callable[..., Any]) -> Callable[..., None]:
         out = arguments[-1]
         rows = out.shape[0] * (out.shape[1] if out.ndim == 4 else 1)
         parts = threads.parts(rows, max(arguments[0].size, out.size) * OF_ELEMENT)
-        threads.in_parallel(lambda begin, end: compiled(begin, end, *arguments), rows, parts)
+        if parts == 1:
+            compiled(0, rows, *arguments)
+        else:
+            threads.in_parallel(lambda begin, end: compiled(begin, end, *arguments), rows, parts)
 
     return kernel
 
@@ -50,6 +68,7 @@ def rescale_tensor(begin, end, x, multiplier, shift, in_zp, out_zp, low, high, e
 
     Everything fits int64: |x| < 2^32 with a 31-bit multiplier, |x| < 2^47 with a 15-bit one.
     """
+    _wide_vectors()
     half = np.int64(1) << (shift - 1)
     source, target = x[begin:end], out[begin:end]  # slices begin at 0: no index can be negative, and the loop becomes SIMD
     if extra == 0:
@@ -70,6 +89,7 @@ def rescale_channels(begin, end, x, offset, multiplier, shift, half, out_zp, low
     x (integers, or f32 that holds integers), out: [n, C]; offset (a bias, or minus the input's zero point), multiplier:
     int32 [C]; shift, half (2^(shift-1)): int64 [C].
     """
+    _wide_vectors()
     for i in range(begin, end):
         for c in range(x.shape[1]):
             value = np.int64(np.int32(x[i, c] + offset[c]))
@@ -80,6 +100,7 @@ def rescale_channels(begin, end, x, offset, multiplier, shift, half, out_zp, low
 @_threaded
 def rescale_channels_wide(begin, end, x, offset, multiplier, shift, half, extra, out_zp, low, high, out):
     """RESCALE per channel of 48 bits, or rounded twice; all of it int64."""
+    _wide_vectors()
     for i in range(begin, end):
         for c in range(x.shape[1]):
             value = np.int64(x[i, c]) + offset[c]
@@ -90,6 +111,7 @@ def rescale_channels_wide(begin, end, x, offset, multiplier, shift, half, extra,
 @_threaded
 def rescale_channels_split(begin, end, upper, lower, offset, multiplier, shift, half, extra, out_zp, low, high, out):
     """`rescale_channels_wide` of 256 * upper + lower, both int32 [n, C]."""
+    _wide_vectors()
     for i in range(begin, end):
         for c in range(upper.shape[1]):
             value = (np.int64(upper[i, c]) << 8) + np.int64(lower[i, c]) + offset[c]
@@ -100,6 +122,7 @@ def rescale_channels_split(begin, end, upper, lower, offset, multiplier, shift, 
 @_threaded
 def mul(begin, end, a, b, shift, half, out):
     """MUL of i32 with a shift (section 2.4.9), rounded; half: 2^(shift-1). a, out: [n, C]; b: [n or 1, C or 1]."""
+    _wide_vectors()
     for i in range(begin, end):
         x, y, target = a[i], b[i if b.shape[0] > 1 else 0], out[i]
         if y.size == 1:
@@ -114,6 +137,7 @@ def mul(begin, end, a, b, shift, half, out):
 @_threaded
 def split16(begin, end, x, high, low):
     """int16 as two int8: x = 256 * high + low + 128. All [n]."""
+    _wide_vectors()
     source, upper, lower = x[begin:end], high[begin:end], low[begin:end]
     for i in range(source.size):
         upper[i] = source[i] >> 8
@@ -176,6 +200,7 @@ def depthwise(begin, end, x, w, stride, dilation, oh, start, out):
 
     x [N,H,W,C] with its padding, w [KH,KW,C], out [rows, OW, C] of w's type; stride, dilation: (y, x).
     """
+    _wide_vectors()
     channels = x.shape[3]
     kh, kw, _ = w.shape
     for row in range(begin, end):
@@ -194,6 +219,7 @@ def depthwise(begin, end, x, w, stride, dilation, oh, start, out):
 @_threaded
 def depthwise3x3(begin, end, x, w, stride, dilation, oh, start, out):
     """`depthwise` for the usual kernel: nine products at once keep the sum in a register."""
+    _wide_vectors()
     for row in range(begin, end):
         b, top = (start + row) // oh, (start + row) % oh * stride[0]
         line0, line1, line2 = x[b, top], x[b, top + dilation[0]], x[b, top + 2 * dilation[0]]
@@ -210,6 +236,72 @@ def depthwise3x3(begin, end, x, w, stride, dilation, oh, start, out):
                     + (x10[c] * w[1, 0, c] + x11[c] * w[1, 1, c] + x12[c] * w[1, 2, c])
                     + (x20[c] * w[2, 0, c] + x21[c] * w[2, 1, c] + x22[c] * w[2, 2, c])
                 )
+
+
+@_compiled
+def _pairs3x3(x, top, stride, dilation, b, w, acc):
+    """A line [OW, C] of `depthwise_bytes` with the usual kernel."""
+    _wide_vectors()
+    line0, line1, line2 = x[b, top], x[b, top + dilation[0]], x[b, top + 2 * dilation[0]]
+    for ox in range(acc.shape[0]):
+        line, left = acc[ox], ox * stride[1]
+        middle, right = left + dilation[1], left + 2 * dilation[1]
+        x00, x01, x02 = line0[left], line0[middle], line0[right]
+        x10, x11, x12 = line1[left], line1[middle], line1[right]
+        x20, x21, x22 = line2[left], line2[middle], line2[right]
+        for c in range(x.shape[3]):
+            pair0 = np.int16(x00[c] * w[0, 0, c] + x01[c] * w[0, 1, c])
+            pair1 = np.int16(x02[c] * w[0, 2, c] + x10[c] * w[1, 0, c])
+            pair2 = np.int16(x11[c] * w[1, 1, c] + x12[c] * w[1, 2, c])
+            pair3 = np.int16(x20[c] * w[2, 0, c] + x21[c] * w[2, 1, c])
+            line[c] = (np.int32(pair0) + np.int32(pair1)) + (np.int32(pair2) + np.int32(pair3)) + np.int16(x22[c] * w[2, 2, c])
+
+
+@_compiled
+def _pairs(x, top, stride, dilation, b, w, acc):
+    """A line [OW, C] of `depthwise_bytes` with any kernel."""
+    _wide_vectors()
+    kh, kw, channels = w.shape
+    for ox in range(acc.shape[0]):
+        line, left = acc[ox], ox * stride[1]
+        line[:] = 0
+        for ky in range(kh):
+            values = x[b, top + ky * dilation[0]]
+            for kx in range(0, kw - 1, 2):
+                x0, x1 = values[left + kx * dilation[1]], values[left + (kx + 1) * dilation[1]]
+                w0, w1 = w[ky, kx], w[ky, kx + 1]
+                for c in range(channels):
+                    line[c] += np.int16(x0[c] * w0[c] + x1[c] * w1[c])
+            if kw % 2:
+                last, weights = values[left + (kw - 1) * dilation[1]], w[ky, kw - 1]
+                for c in range(channels):
+                    line[c] += np.int16(last[c] * weights[c])
+
+
+@_threaded
+def depthwise_bytes(begin, end, x, w, stride, dilation, oh, offset, multiplier, shift, half, out_zp, low, high, out):
+    """`depthwise` of int8 and the RESCALE per channel behind it (`rescale_channels`), line by line.
+
+    w: int16 [KH,KW,C] of at most 127 in magnitude, so that the sum of two products fits 16 bits: twice as many at once.
+    out: [N,OH,OW,C].
+    """
+    _wide_vectors()
+    ow, channels = out.shape[2], out.shape[3]
+    acc = np.empty((ow, channels), np.int32)
+    usual = w.shape[0] == 3 and w.shape[1] == 3
+    for row in range(begin, end):
+        b, oy = row // oh, row % oh
+        if usual:
+            _pairs3x3(x, oy * stride[0], stride, dilation, b, w, acc)
+        else:
+            _pairs(x, oy * stride[0], stride, dilation, b, w, acc)
+        target = out[b, oy]
+        for ox in range(ow):
+            source, line = acc[ox], target[ox]
+            for c in range(channels):
+                value = np.int64(np.int32(source[c] + offset[c]))
+                value = (value * np.int64(multiplier[c]) + half[c]) >> shift[c]
+                line[c] = min(max(value + out_zp, low), high)
 
 
 @_threaded

@@ -13,7 +13,7 @@ a share of the rows. Accumulators come from one of three sources:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -30,13 +30,13 @@ from tosaic.tosa.types import DType
 
 EXACT_F32 = 1 << 24
 LONGEST_LOW = (1 << 16) - 1  # |sum| <= K * 255 * 128 fits int32
-BLOCK = 1 << 20  # accumulators of a block
+BLOCK = 1 << 17  # accumulators of a block
 BLOCK_OF_SHARE = 1 << 22  # and of one of several threads, which wait for one another (for Python's lock) between steps
 # about how many microseconds a result with its scale takes, an int8 product, one in a depthwise convolution, an element of a window
 OF_RESULT, OF_PRODUCT, OF_DEPTHWISE, OF_WINDOW = 5e-4, 5e-6, 1.2e-4, 1e-4
 
 Block = tuple[torch.Tensor, ...]  # the accumulators, or their two parts: 256 * first + second
-Blocks = Iterator[tuple[int, Block]]
+Use = Callable[[int, Block], None]
 Pad = tuple[int, ...]
 
 
@@ -49,7 +49,9 @@ class Convolution(ABC):
         self.accumulator = torch.int32 if self.result.dtype is DType.INT32 else torch.int64
         self.fixed = self.prepare(weight.data) if weight.data is not None else None
         bias = node.inputs[2].data
-        self.fixed_offset = self.offset(self.fixed, bias) if weight.data is not None and bias is not None else None
+        constant = weight.data is not None and bias is not None
+        self.fixed_offset = np.ascontiguousarray(self.offset(self.fixed, bias)) if constant else None
+        self.units, self.cost = self.work()
 
     @abstractmethod
     def prepare(self, w: np.ndarray) -> Any:
@@ -59,13 +61,13 @@ class Convolution(ABC):
         """The input as `blocks` wants it."""
         return x
 
-    def units(self) -> tuple[int, float]:
+    def work(self) -> tuple[int, float]:
         """What the rows are shared out by: how many, and about how many microseconds all of them take one thread."""
         return 1, 0.0
 
     @abstractmethod
-    def blocks(self, x: Any, weights: Any, begin: int, end: int, size: int) -> Blocks:
-        """(first row, block [rows, OC] without the offset) over the units begin..end; a block may be overwritten by the next.
+    def blocks(self, x: Any, weights: Any, begin: int, end: int, size: int, use: Use) -> None:
+        """Call `use(first row, block [rows, OC] without the offset)` over the units begin..end; the next block may overwrite it.
 
         `size`: how many accumulators, or elements of windows, a block has at most.
         """
@@ -77,18 +79,13 @@ class Convolution(ABC):
     def _made(self, w: np.ndarray, b: np.ndarray) -> tuple[Any, np.ndarray]:
         """Weights and offset."""
         weights = self.prepare(w) if self.fixed is None else self.fixed
-        return weights, np.ascontiguousarray(self.offset(weights, b) if self.fixed_offset is None else self.fixed_offset)
+        return weights, np.ascontiguousarray(self.offset(weights, b)) if self.fixed_offset is None else self.fixed_offset
 
-    def _each(self, x: np.ndarray, weights: Any, use: Callable[[int, Block], None]) -> None:
+    def _each(self, x: np.ndarray, weights: Any, use: Use) -> None:
         """Make all blocks and use them, on as many threads as pay."""
-        units, cost = self.units()
-        values, parts = self.inside(x), threads.parts(units, cost)
-
-        def share(begin: int, end: int) -> None:
-            for start, block in self.blocks(values, weights, begin, end, BLOCK if parts == 1 else BLOCK_OF_SHARE):
-                use(start, block)
-
-        threads.in_parallel(share, units, parts)
+        values, parts = self.inside(x), threads.parts(self.units, self.cost)
+        size = BLOCK if parts == 1 else BLOCK_OF_SHARE
+        threads.in_parallel(lambda begin, end: self.blocks(values, weights, begin, end, size, use), self.units, parts)
 
     def __call__(self, x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
         weights, constants = self._made(w, b)
@@ -144,11 +141,6 @@ class _Int8(Convolution):
         extra = 128 if self.node.inputs[0].dtype is DType.INT16 else -self.op.input_zp
         return b + extra * weights[1]
 
-    @property
-    def _is_plain(self) -> bool:
-        """Whether each window is a row of the input."""
-        return self.node.inputs[1].shape[1:3] == (1, 1) and self.op.stride == (1, 1) and not any(self.op.pad)
-
     def inside(self, x: np.ndarray) -> list[np.ndarray]:
         """x, or the two bytes of it, with the padding around it."""
         if x.dtype == np.int8:
@@ -156,38 +148,37 @@ class _Int8(Convolution):
         high, low = exact_products.split16(x)
         return [_surrounded(high, self.op.pad, 0), _surrounded(low, self.op.pad, -128)]
 
-    def units(self) -> tuple[int, float]:
-        oc = self.result.shape[-1]
-        rows, k = self.result.type.size // oc, self.node.inputs[1].type.size // oc
+    def work(self) -> tuple[int, float]:
+        oc, weight = self.result.shape[-1], self.node.inputs[1]
+        # whether each window is a row of the input
+        self._is_plain = weight.shape[1:3] == (1, 1) and self.op.stride == (1, 1) and not any(self.op.pad)
+        rows, k = self.result.type.size // oc, weight.type.size // oc
         cost = oc * (OF_RESULT + k * OF_PRODUCT) + (0 if self._is_plain else k * OF_WINDOW)
         return rows, rows * cost * self.node.inputs[0].dtype.bits / 8
 
-    def blocks(self, x: list[np.ndarray], weights: Any, begin: int, end: int, size: int) -> Blocks:
+    def blocks(self, x: list[np.ndarray], weights: Any, begin: int, end: int, size: int, use: Use) -> None:
         matrix = weights[0]
         (k, oc), rows = matrix.shape, end - begin
-        if len(x) == 1:
-            yield from ((start, (block,)) for start, block in self._products(x[0], matrix, begin, end, size))
-        elif self._is_plain and 2 * rows * max(k, oc) <= size:  # the weights are read once
+        if len(x) == 2 and self._is_plain and 2 * rows * max(k, oc) <= size:  # the weights are read once
             both = as_torch(np.concatenate([part.reshape(-1, k)[begin:end] for part in x]))
             total = exact_products.int8_product(both, matrix, torch.empty((2 * rows, oc), dtype=torch.int32))
-            yield begin, (total[:rows], total[rows:])
-        else:
-            high, low = (self._products(part, matrix, begin, end, size) for part in x)
-            yield from ((start, (upper, lower)) for (start, upper), (_, lower) in zip(high, low, strict=True))
-
-    def _products(self, x: np.ndarray, matrix: torch.Tensor, begin: int, end: int, size: int) -> Iterator[tuple[int, torch.Tensor]]:
-        """int32 [rows, OC]: windows of int8 x times the weights."""
-        op, (k, oc) = self.op, matrix.shape
-        _, oh, ow, _ = self.result.shape
-        step = min(max(1, size // max(k, oc)), end - begin)
-        total = torch.empty((step, oc), dtype=torch.int32)
-        rows = as_torch(x).reshape(-1, k) if self._is_plain else torch.empty((step, k), dtype=torch.int8)
+            use(begin, (total[:rows], total[rows:]))
+            return
+        op, (_, oh, ow, _) = self.op, self.result.shape
+        step = min(max(1, size // max(k, oc)), rows)
+        totals = [torch.empty((step, oc), dtype=torch.int32) for _ in x]
+        windows = None if self._is_plain else np.empty((step, k), np.int8)
         for start in range(begin, end, step):
             count = min(step, end - start)
-            part = rows[start : start + count] if self._is_plain else rows[:count]
-            if not self._is_plain:
-                kernels.im2col(x, self.node.inputs[1].shape[1:3], op.stride, op.dilation, oh, ow, start, part.numpy())
-            yield start, exact_products.int8_product(part, matrix, total[:count])
+            block = []
+            for part, total in zip(x, totals, strict=True):
+                if windows is None:
+                    values = part.reshape(-1, k)[start : start + count]
+                else:
+                    values = windows[:count]
+                    kernels.im2col(part, self.node.inputs[1].shape[1:3], op.stride, op.dilation, oh, ow, start, values)
+                block.append(exact_products.int8_product(as_torch(values), matrix, total[:count]))
+            use(start, tuple(block))
 
 
 def _surrounded(x: np.ndarray, pad: Pad, value: int) -> np.ndarray:
@@ -195,8 +186,11 @@ def _surrounded(x: np.ndarray, pad: Pad, value: int) -> np.ndarray:
     if not any(pad):
         return packed(x)
     n, h, w, c = x.shape
-    out = np.full((n, h + pad[0] + pad[1], w + pad[2] + pad[3], c), value, x.dtype)
-    out[:, pad[0] : pad[0] + h, pad[2] : pad[2] + w] = x
+    top, bottom, left, right = pad
+    out = np.empty((n, h + top + bottom, w + left + right, c), x.dtype)
+    out[:, :top], out[:, top + h :] = value, value
+    out[:, :, :left], out[:, :, left + w :] = value, value
+    out[:, top : top + h, left : left + w] = x
     return out
 
 
@@ -215,12 +209,12 @@ class _Depthwise(Convolution):
         times = self.result.shape[3] // x.shape[3]
         return _surrounded(np.repeat(x, times, axis=3) if times > 1 else x, self.op.pad, self.op.input_zp)
 
-    def units(self) -> tuple[int, float]:
+    def work(self) -> tuple[int, float]:
         n, oh, *_ = self.result.shape
         kh, kw, *_ = self.node.inputs[1].shape
         return n * oh, self.result.type.size * (OF_RESULT + kh * kw * OF_DEPTHWISE)
 
-    def blocks(self, x: np.ndarray, weights: Any, begin: int, end: int, size: int) -> Blocks:
+    def blocks(self, x: np.ndarray, weights: Any, begin: int, end: int, size: int, use: Use) -> None:
         op = self.op
         _, oh, ow, channels = self.result.shape
         function = kernels.depthwise3x3 if weights[0].shape[:2] == (3, 3) else kernels.depthwise
@@ -229,7 +223,25 @@ class _Depthwise(Convolution):
         for start in range(begin, end, step):
             part = acc[: min(step, end - start)]
             function(x, weights[0], op.stride, op.dilation, oh, start, part)
-            yield start * ow, (torch.from_numpy(part).view(-1, channels),)
+            use(start * ow, (torch.from_numpy(part).view(-1, channels),))
+
+    def rescaled(self, ends: Sequence[tuple[Node, Node | None]]) -> Kernel:
+        if len(ends) == 1 and self.fixed is not None and self.fixed_offset is not None and self.node.inputs[0].dtype is DType.INT8:
+            scale, exact = RowScale(*ends[0]), self.fixed[0]
+            if not scale.wide and np.abs(exact).max(initial=0) <= 127:
+                return self._of_bytes(exact.astype(np.int16), scale, self.fixed_offset)
+        return super().rescaled(ends)
+
+    def _of_bytes(self, weights: np.ndarray, scale: RowScale, offset: np.ndarray) -> Kernel:
+        """Kernel of this convolution and the RESCALE behind it, both constant."""
+        op, shape, factors = self.op, self.result.shape, scale.arguments(offset)
+
+        def kernel(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, ...]:
+            out = np.empty(shape, scale.out_type)
+            kernels.depthwise_bytes(self.inside(x), weights, op.stride, op.dilation, shape[1], *factors, out)
+            return (out.view(scale.stored),)
+
+        return kernel
 
 
 def _groups(w: np.ndarray, low: int, high: int) -> list[int]:
@@ -271,14 +283,14 @@ class _Float(Convolution):
         whole = torch.from_numpy(exact).to(wide).movedim(-1, 1)
         return wide, [(a, b, arrange(whole[:, a:b])) for a, b in pairwise(borders or [0, w.shape[-1]])]
 
-    def blocks(self, x: np.ndarray, weights: Any, begin: int, end: int, size: int) -> Blocks:
+    def blocks(self, x: np.ndarray, weights: Any, begin: int, end: int, size: int, use: Use) -> None:
         values = as_torch(x)
         with threads.of_torch():
             if x.dtype == np.int16 and weights[0] is torch.float32:
                 block: Block = (self._sums(values >> 8, torch.int32, *weights), self._sums(values & 255, torch.int32, *weights))
             else:
                 block = (self._sums(values, self.accumulator, *weights),)
-        yield 0, block
+        use(0, block)
 
     def _sums(self, x: torch.Tensor, dtype: torch.dtype, wide: torch.dtype, parts: list[tuple[int, int, torch.Tensor]]) -> torch.Tensor:
         """Accumulators [rows, OC]: as `wide` where that holds them, else as `dtype`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -162,7 +163,7 @@ class RowScale:
 
     def __init__(self, node: Node, clamp: Node | None = None) -> None:
         op, source, channels = node.op, node.inputs[0], node.inputs[0].shape[-1]
-        self.out_type = _view(op.dtype, op.output_unsigned)
+        self.stored, self.out_type = op.dtype.numpy, _view(op.dtype, op.output_unsigned)
         low, high = limits(op) if clamp is None else (int(clamp.op.min), int(clamp.op.max))
         multiplier, self.shift = (np.broadcast_to(np.array(v, np.int64), channels).copy() for v in (op.multiplier, op.shift))
         extra, half = extra_of(op, self.shift), np.int64(1) << (self.shift - 1)
@@ -179,8 +180,11 @@ class RowScale:
         function = kernels.rescale_channels
         if self.wide:
             function = kernels.rescale_channels_wide if len(parts) == 1 else kernels.rescale_channels_split
-        offset = offset.astype(self.multiplier.dtype, copy=False)
-        function(*parts, offset, self.multiplier, self.shift, *self.rest, out.view(self.out_type))
+        function(*parts, *self.arguments(offset), out.view(self.out_type))
+
+    def arguments(self, offset: np.ndarray) -> tuple[Any, ...]:
+        """What the kernels take between the values and the result."""
+        return offset.astype(self.multiplier.dtype, copy=False), self.multiplier, self.shift, *self.rest
 
 
 @handles(ops.Rescale)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from tosaic.tosa import ops
 from tosaic.tosa.graph import Graph, Node, Value
 
 LARGE = 1 << 22  # elements of integers
+_HELD = 31 << 20  # bytes; glibc raises its threshold (M_MMAP_THRESHOLD) up to 32 MiB
 
 Watch = Callable[[Value, np.ndarray], None]
 Timer = Callable[[tuple[Node, ...], float], None]
@@ -41,7 +43,7 @@ class _Step:
 
     prepared: _Prepared
     operands: tuple[int, ...]
-    results: tuple[int, ...]
+    results: tuple[tuple[int, Value, tuple[int, ...], Any], ...]  # with shape and type of the array
     dead: tuple[int, ...]
     of_torch: bool
 
@@ -55,6 +57,7 @@ class Simulator:
 
     def __init__(self, graph: Graph) -> None:
         budget.check(graph, self._free)
+        _keep_memory()
         self.graph = graph
         held = {value: value.data for value in graph.constants() if value.data is not None}
         self._constants = {value: self._taken(value, data) for value, data in held.items()}
@@ -75,11 +78,13 @@ class Simulator:
         """An array as kernels take it."""
         return array
 
-    def _made(self, nodes: Sequence[Node], value: Value, result: Any) -> Any:
-        """What kernels made of a value, as others take it; checked."""
-        result = np.asarray(result)
-        check(nodes, value, result.shape, result.dtype, value.dtype.numpy)
-        return result
+    def _type(self, value: Value) -> Any:
+        """The type of a value's array."""
+        return value.dtype.numpy
+
+    def _made(self, result: Any) -> Any:
+        """What a kernel made, as others take it."""
+        return np.asarray(result)
 
     def _given(self, value: Value, result: Any) -> np.ndarray:
         """The array of what is kept."""
@@ -99,7 +104,8 @@ class Simulator:
         steps = []
         for i, prepared in enumerate(kernels):
             over = {v for v in (*prepared.operands, *prepared.outputs) if last.get(v, i) == i} - kept
-            taken, given, dead = (tuple(self._slots[v] for v in values) for values in (prepared.operands, prepared.outputs, over))
+            taken, dead = (tuple(self._slots[v] for v in values) for values in (prepared.operands, over))
+            given = tuple((self._slots[v], v, v.shape, self._type(v)) for v in prepared.outputs)
             steps.append(_Step(prepared, taken, given, dead, _is_of_torch((*prepared.operands, *prepared.outputs))))
         return steps
 
@@ -126,14 +132,15 @@ class Simulator:
         with _full_precision(), torch.inference_mode(), np.errstate(all="ignore"), threads.ours():
             for step in self._fused if watch is None else self._each:
                 start = time.perf_counter() if timer is not None else 0.0
-                prepared = step.prepared
-                with threads.of_torch() if step.of_torch else nullcontext():
-                    made = prepared.kernel(*[arrays[i] for i in step.operands])
+                made = self._computed(step, [arrays[i] for i in step.operands])
                 if timer is not None:
                     self._wait()
-                    timer(prepared.nodes, time.perf_counter() - start)
-                for value, slot, array in zip(prepared.outputs, step.results, made if isinstance(made, tuple) else (made,), strict=True):
-                    arrays[slot] = result = self._made(prepared.nodes, value, array)
+                    timer(step.prepared.nodes, time.perf_counter() - start)
+                for (slot, value, shape, dtype), array in zip(step.results, made, strict=True):
+                    arrays[slot] = result = self._made(array)
+                    if result.shape != shape or result.dtype != dtype:
+                        names = ", ".join(node.op.NAME for node in step.prepared.nodes)
+                        raise ExecuteError(f"{names}: the simulator made {result.dtype}{list(result.shape)} of {value!r}")
                     if watch is not None:
                         watch(value, self._given(value, result))
                 del made, array, result
@@ -141,6 +148,14 @@ class Simulator:
                     arrays[i] = None
         held = np.concatenate([self._memory, _memory([np.asarray(x) for x in inputs])])
         return [_own(self._given(v, arrays[self._slots[v]]), held) for v in self.graph.outputs]
+
+    def _computed(self, step: _Step, operands: list[Any]) -> tuple[Any, ...]:
+        if step.of_torch:
+            with threads.of_torch():
+                made = step.prepared.kernel(*operands)
+        else:
+            made = step.prepared.kernel(*operands)
+        return made if isinstance(made, tuple) else (made,)
 
     def _checked(self, inputs: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
         expected = self.graph.inputs
@@ -197,11 +212,11 @@ def _fuse(graph: Graph, kernels: list[_Prepared]) -> list[_Prepared]:
     return fused
 
 
-def check(nodes: Sequence[Node], want: Value, shape: Sequence[int], dtype: object, expected: object) -> None:
-    """Refuse what kernels made of a value, where it is something else."""
-    if tuple(shape) != want.shape or dtype != expected:
-        names = ", ".join(node.op.NAME for node in nodes)
-        raise ExecuteError(f"{names}: the simulator made {dtype}{list(shape)} of {want!r}")
+@cache
+def _keep_memory() -> None:
+    """Let the allocator keep what runs give back: the next one needs as much, and pages that the system takes and gives cost more
+    than what is computed in them. Once it was given a large block back, glibc serves such sizes from its heap."""
+    np.empty(_HELD, np.int8)
 
 
 def _memory(arrays: Sequence[np.ndarray]) -> np.ndarray:
