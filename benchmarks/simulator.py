@@ -4,7 +4,7 @@
 
 The simulator computes every integer of the artifact exactly; the question is what that costs over running the float model. Each
 case is a fresh process with default threads, in which the two take turns, so that a disturbance meets both; medians are compared.
-The reference model runs one sample, once. Memory is what a run adds to the process at its peak, after a first run.
+The reference model, which has no batches, runs one sample, once. Memory is what a run adds to the process at its peak, after a first run.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def measured(case: Case) -> dict[str, Any]:
         **{"simulator": simulator, "eager": eager, "ratio": simulator / eager, "first": first, "threads": torch.get_num_threads()},
         **{"memory": memory, "eager_memory": eager_memory, "operators": len(artifact.graph.nodes)},
     }
-    if case == CASES["mobilenet_v2-8a8w"]:
+    if (case.model, case.scheme) == ("mobilenet_v2", "8a8w"):
         [stored] = artifact.samples(samples[0])
         outputs, reference = artifact.graph.outputs, Reference()
         start = time.perf_counter()
@@ -151,10 +151,13 @@ def lines(results: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
             rows.append(("  memory", *sizes, f"{ratio:.2f}x", f"at most {MEMORY_BAR}x", "holds" if ratio <= MEMORY_BAR else "MISSED"))
         rows.append(("  first run", f"{r['first']:.2f} s (processor)", "", "", "", ""))
         if "reference" in r:
-            ratio = r["reference"] / r["simulator"]
+            seconds = r["simulator"] / CASES[name].batch
+            ratio = r["reference"] / seconds
             against = f"{r['reference']:.2f} s (reference model)"
             holds = "holds" if ratio >= REFERENCE_BAR else "MISSED"
-            rows.append(("  faster than", times[0], against, f"{ratio:.0f}x", f"at least {REFERENCE_BAR:.0f}x", holds))
+            rows.append(
+                ("  of a sample", f"{seconds * 1e3:.1f} ms", against, f"{ratio:.0f}x less", f"at least {REFERENCE_BAR:.0f}x", holds)
+            )
     return rows
 
 

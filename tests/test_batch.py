@@ -14,6 +14,7 @@ from tosaic.emit.passport import Passport
 from tosaic.errors import ExecuteError, InputError
 from tosaic.execute.batch import batched, fitting
 from tosaic.execute.simulator import Simulator
+from tosaic.execute.threads import torch_threads
 from tosaic.tosa import ops
 from tosaic.tosa.graph import Builder, Location, verify
 from tosaic.tosa.ops import I8, I32
@@ -112,14 +113,33 @@ def test_a_data_set(artifact: tosaic.Artifact, batch: int | None, float_io: bool
         _same(together, np.concatenate(single), 0.0)
 
 
-def test_what_cannot_run_together_runs_one_by_one() -> None:
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_threads_share_out_the_samples(artifact: tosaic.Artifact, count: int) -> None:
+    data = torch.randn(5, 3, 16, 16)
+    singly = [artifact.run(data[i : i + 1]) for i in range(5)]
+    done: list[int] = []
+    with torch_threads(count):
+        found = artifact.run(data, batch=count, progress=done.append)
+        fewer = artifact.run(data[:2])
+        assert torch.get_num_threads() == count
+    assert done == [*range(count, 5, count), 5]
+    for all_of_them, some, *single in zip(found, fewer, *singly, strict=True):
+        _same(all_of_them, np.concatenate(single), 0.0)
+        _same(some, np.concatenate(single[:2]), 0.0)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_cannot_run_together_runs_one_by_one(count: int) -> None:
     build = Builder()
     x, w = build.input("x", I8, (1, 4, 4, 2)), build.input("w", I8, (1, 1, 1, 2))
     graph = build.finish([build.emit(ops.Conv2d((1, 1), (0, 0, 0, 0), (1, 1)), x, w, build.const(np.zeros(1), I32))])
     artifact = tosaic.Artifact(graph, Passport(name="net", spec="", inputs=_ports(graph.inputs), outputs=_ports(graph.outputs)))
     data = [np.arange(96, dtype=np.int8).reshape(3, 4, 4, 2), np.arange(6, dtype=np.int8).reshape(3, 1, 1, 2)]
     singly = [artifact.run([a[i : i + 1] for a in data])[0] for i in range(3)]
-    _same(artifact.run(data)[0], np.concatenate(singly), 0.0)
+    done: list[int] = []
+    with torch_threads(count):
+        _same(artifact.run(data, progress=done.append)[0], np.concatenate(singly), 0.0)
+    assert done == [*range(count, 3, count), 3]
     with pytest.raises(ExecuteError, match="CONV2D cannot run many samples at once"):
         artifact.run(data, batch=2)
 

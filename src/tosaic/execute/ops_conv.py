@@ -30,7 +30,7 @@ from tosaic.tosa.types import DType
 
 EXACT_F32 = 1 << 24
 LONGEST_LOW = (1 << 16) - 1  # |sum| <= K * 255 * 128 fits int32
-BLOCK = 1 << 17  # accumulators of a block
+BLOCK = 1 << 18  # accumulators of a block
 BLOCK_OF_SHARE = 1 << 22  # and of one of several threads, which wait for one another (for Python's lock) between steps
 # about how many microseconds a result with its scale takes, an int8 product, one in a depthwise convolution, an element of a window
 OF_RESULT, OF_PRODUCT, OF_DEPTHWISE, OF_WINDOW = 5e-4, 5e-6, 1.2e-4, 1e-4
