@@ -129,7 +129,7 @@ class Simulator:
             arrays[self._slots[value]] = self._taken(value, array)
         for value, kept in self._constants.items():
             arrays[self._slots[value]] = kept
-        with _full_precision(), torch.inference_mode(), np.errstate(all="ignore"), threads.ours():
+        with full_precision(), torch.inference_mode(), np.errstate(all="ignore"), threads.ours():
             for step in self._fused if watch is None else self._each:
                 start = time.perf_counter() if timer is not None else 0.0
                 made = self._computed(step, [arrays[i] for i in step.operands])
@@ -233,7 +233,7 @@ def _own(array: np.ndarray, held: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def _full_precision() -> Iterator[None]:
+def full_precision() -> Iterator[None]:
     """f32 products of f32 graphs in f32, also where the process lets torch round them to bf16 (8-bit integers fit that)."""
     precision = torch.get_float32_matmul_precision()
     if precision == "highest":

@@ -10,6 +10,7 @@ from tosaic.errors import ExecuteError
 from tosaic.execute import budget, threads
 from tosaic.execute.batch import batched, fitting
 from tosaic.execute.device_simulator import simulator
+from tosaic.execute.simulator import full_precision
 from tosaic.processes import free_memory
 from tosaic.tosa.graph import Graph
 
@@ -64,7 +65,8 @@ class Together:
             for i in range(begin, end):
                 made[i] = self._some(samples[i * each : (i + 1) * each])
 
-        threads.in_parallel(share, len(made), min(len(made), threads.count()))
+        with full_precision():  # of the process: the first thread that is done must not end it for the others
+            threads.in_parallel(share, len(made), min(len(made), threads.count()))
         return [outputs for some in made for outputs in some]
 
     def _some(self, samples: Sequence[Arrays]) -> list[Arrays]:
