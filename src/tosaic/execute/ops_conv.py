@@ -195,12 +195,12 @@ def _surrounded(x: np.ndarray, pad: Pad, value: int) -> np.ndarray:
 
 
 class _Depthwise(Convolution):
-    """DEPTHWISE_CONV2D of integers, in the accumulator's type."""
+    """DEPTHWISE_CONV2D of integers, in 32 bits where those hold the sums of these weights."""
 
     def prepare(self, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        wide = self.result.dtype.numpy
-        exact = (w.astype(wide) - wide.type(self.op.weight_zp)).reshape(*w.shape[:2], -1)
-        return exact, exact.sum((0, 1), dtype=np.int64)
+        exact = (w.astype(np.int64) - self.op.weight_zp).reshape(*w.shape[:2], -1)
+        largest = int(np.abs(exact).sum((0, 1)).max(initial=0)) << (self.node.inputs[0].dtype.bits - 1)
+        return exact.astype(np.int32 if largest < 1 << 31 else np.int64), exact.sum((0, 1))
 
     def offset(self, weights: Any, b: np.ndarray) -> np.ndarray:
         return b - self.op.input_zp * weights[1]
@@ -219,7 +219,7 @@ class _Depthwise(Convolution):
         _, oh, ow, channels = self.result.shape
         function = kernels.depthwise3x3 if weights[0].shape[:2] == (3, 3) else kernels.depthwise
         step = min(max(1, size // (ow * channels)), end - begin)
-        acc = np.empty((step, ow, channels), self.result.dtype.numpy)
+        acc = np.empty((step, ow, channels), weights[0].dtype)
         for start in range(begin, end, step):
             part = acc[: min(step, end - start)]
             function(x, weights[0], op.stride, op.dilation, oh, start, part)
