@@ -22,7 +22,9 @@ ALL = ("8a8w", "16a8w", "fp32")
 DECIBELS = {"8a8w": 30.0, "16a8w": 72.0}
 WEIGHT_DECIBELS = {"8a8w": 28.0, "16a8w": 38.0}
 _WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.RNNBase, nn.RNNCellBase)
-# (lsb, equal) at int16, where the operator itself is coarser than one rounding:
+# (lsb, equal): at most a step from the fake-quantized module, and on this share of the output equal
+STEPS = (1, 0.95)
+# the same at int16, where the operator itself is coarser than one rounding:
 _ACCUMULATED = (2, 0.4)  # 48-bit accumulators take 16-bit multipliers, off by up to 2^-15: a step of the largest value
 _INTERPOLATED = (1, 0.6)  # the entries of a TABLE are int16 themselves
 _STEPS_AT_16 = {
@@ -51,12 +53,11 @@ class Row:
         shapes: of the inputs.
         span: range of the (uniform) input values; the second input has 0.73 of it, as equal scales make for ties.
         precisions: where it runs; the reason for a missing one stands beside it in the table.
-        lsb: how far the artifact may be from the fake-quantized module, in steps of its output.
-        equal: share of the output that must be exactly what the fake-quantized module says. Below 0.95 where exact ties
-            are usual: RESCALE rounds them up, PyTorch to even.
-        lsb_at_16: instead of `lsb` at int16, for several operators in a row.
+        lsb_at_16: how far the artifact may be from the fake-quantized module, in steps of its output, at int16, for several operators
+            in a row.
         decibels: lowest SQNR against the float module, where it is not what `DECIBELS` says.
-        equal_at_16: instead of `equal` at int16, likewise.
+        equal_at_16: share of the output that must be what the fake-quantized module says, or as near to what that rounds, likewise.
+        least_kept: lowest SQNR at int16 against the fake-quantized module, where not all is within a step of it.
         dtypes: of the inputs, where they are not all float32: integers of the span, bools that are as often true as not.
         exact: a function that only moves data; see `exact`.
     """
@@ -67,12 +68,11 @@ class Row:
     shapes: tuple[tuple[int, ...], ...]
     span: tuple[float, float] = (-2.1, 3.3)
     precisions: tuple[str, ...] = ALL
-    lsb: int = 1
-    equal: float = 0.95
     decibels: tuple[tuple[str, float], ...] = ()
     lsb_at_16: int | None = None
     dtypes: tuple[torch.dtype, ...] = ()
     equal_at_16: float | None = None
+    least_kept: float = 72.0
     exact: bool = False
 
     def least_decibels(self, precision: str, module: nn.Module) -> float:
@@ -86,9 +86,9 @@ class Row:
         if precision == "16a8w":
             weighted = any(isinstance(m, _WEIGHTED) for m in module.modules())
             name = self.op._schema.name.split("::")[1]
-            lsb, equal = _ACCUMULATED if weighted else _STEPS_AT_16.get(name, (self.lsb, self.equal))
+            lsb, equal = _ACCUMULATED if weighted else _STEPS_AT_16.get(name, STEPS)
             return self.lsb_at_16 or lsb, equal if self.equal_at_16 is None else self.equal_at_16
-        return self.lsb, self.equal
+        return STEPS
 
     def inputs(self, sample: int) -> list[Tensor]:
         """Values of one sample: full range in the first, so that calibration sees it."""

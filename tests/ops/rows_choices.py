@@ -209,7 +209,7 @@ REDUCTIONS = (
     function("prod_all", aten.prod.default, torch.prod, (7,), span=(0.5, 1.5)),
     integers("prod_integers", aten.prod.dim_int, lambda a: a.prod(1), (4, 5), span=(-3.0, 3.0)),
     bools("sum_bools", aten.sum.dim_IntList, lambda a: a.sum(1), (4, 5)),
-    bools("mean_bools", aten.mean.dim, lambda a: a.float().mean(1), (4, 5), equal=0.5),
+    bools("mean_bools", aten.mean.dim, lambda a: a.float().mean(1), (4, 5)),
     bools("sum_bools_as_real", aten.sum.dim_IntList, lambda a: a.sum(1, dtype=torch.float32), (4, 5)),
     integers("sum_integers", aten.sum.dim_IntList, lambda a: a.sum((0, 2), keepdim=True), (2, 3, 5)),
     integers("sum_integers_all", aten.sum.dim_IntList, torch.sum, (2, 3, 5)),
@@ -252,7 +252,7 @@ INTEGERS = (
     bools("mul_bools", aten.mul.Tensor, torch.mul, (4, 5), (5,), precisions=INTEGER),
     integers("neg_integers", aten.neg.default, torch.neg, (4, 5)),
     integers("mul_integers_by_fraction", aten.mul.Tensor, lambda a: a * 0.125, (4, 5), precisions=("8a8w", "16a8w", "fp32")),
-    integers("div_integers", aten.div.Tensor, lambda a: a / 8, (4, 5), precisions=("8a8w", "16a8w", "fp32"), equal=0.8),
+    integers("div_integers", aten.div.Tensor, lambda a: a / 8, (4, 5), precisions=("8a8w", "16a8w", "fp32")),
     function("add_integers_and_reals", aten.add.Tensor, lambda i, a: i + a, (4, 5), (4, 5), dtypes=(I64, F32), span=(-9.0, 20.0)),
     function("mul_integers_and_reals", aten.mul.Tensor, lambda i, a: i * a, (4, 5), (4, 5), dtypes=(I64, F32), span=(-9.0, 20.0)),
     function("argmax_and_reals", aten.add.Tensor, lambda a, b: a.argmax(-1) + b, (40, 3), (40,), precisions=("16a8w",)),
@@ -270,7 +270,7 @@ INTEGERS = (
     ),
     integers("sum_as_reals", aten.mul.Tensor, lambda i: i.sum(-1, dtype=F32) * 0.3, (6, 5), precisions=ALL),
     *(
-        integers(f"{n}_of_quotient", aten.div.Tensor_mode, run, (60,), equal=0.5)
+        integers(f"{n}_of_quotient", aten.div.Tensor_mode, run, (60,))
         for n, run in (
             ("floor", lambda i: (i / 7).floor()),
             ("trunc", lambda i: (i.float() / 7).int()),
@@ -295,11 +295,11 @@ INTEGERS = (
     integers("div_floor", aten.div.Tensor_mode, lambda a, b: torch.div(a, _divisors(b), rounding_mode="floor"), (6, 11), (11,)),
     integers("div_scalar_trunc", aten.div.Scalar_mode, lambda a: aten.div.Scalar_mode(a, -5, rounding_mode="trunc"), (6, 11)),
     function("floor_divide_reals", aten.floor_divide.default, lambda a: torch.floor_divide(a, 0.8), PICTURE, **WHOLE),
-    function("div_trunc_reals", aten.div.Tensor_mode, lambda a: torch.div(a, 0.8, rounding_mode="trunc"), PICTURE, equal=0.75, **WHOLE),
+    function("div_trunc_reals", aten.div.Tensor_mode, lambda a: torch.div(a, 0.8, rounding_mode="trunc"), PICTURE, **WHOLE),
     function("remainder_reals", aten.remainder.Scalar, lambda a: torch.remainder(a, 0.8), PICTURE, **WHOLE),
     function("fmod_reals", aten.fmod.Scalar, lambda a: torch.fmod(a, 0.8), PICTURE, **WHOLE),
     *(
-        function(f"{name}_{n}", op, lambda a, b, f=f, size=size: f(a, size(b)), (8, 25), (8, 25), equal=0.9, **WHOLE)
+        function(f"{name}_{n}", op, lambda a, b, f=f, size=size: f(a, size(b)), (8, 25), (8, 25), **WHOLE)
         for name, op, f in (
             ("floor_divide_pairs", aten.floor_divide.default, torch.floor_divide),
             ("div_trunc_pairs", aten.div.Tensor_mode, lambda a, b: torch.div(a, b, rounding_mode="trunc")),
@@ -315,11 +315,10 @@ INTEGERS = (
         aten.remainder.Tensor,
         lambda: Wide(lambda a, b: torch.remainder(b, a + 0.3)),
         (9, 6),
-        equal=0.9,
         precisions=("8a8w", "fp32"),  # 48-bit accumulators take 16-bit multipliers: the other side of a whole number
         **WHOLE,
     ),
-    integers("cast_to_real", aten._to_copy.default, lambda a: a.float() * 0.3, (4, 5), precisions=ALL, equal=0.8),
+    integers("cast_to_real", aten._to_copy.default, lambda a: a.float() * 0.3, (4, 5), precisions=ALL),
     bools("cast_bools_to_real", aten._to_copy.default, lambda a: a.float(), (4, 5)),
     bools("cast_bools_to_integers", aten._to_copy.default, lambda a: a.long(), (4, 5), precisions=INTEGER),
     integers("cast_to_bool", aten._to_copy.default, lambda a: a.bool(), (4, 5), span=(-1.0, 1.0)),
@@ -358,7 +357,7 @@ class Buffered(Masked):
 def masked(name: str, op: torch._ops.OpOverload, mask: Callable[..., Tensor], *others: tuple[int, ...]) -> Row:
     dtypes = (F32, *(I64 for _ in others))
     # at int16 two linears, a product and a softmax are in a row
-    return layer(name, op, lambda: Masked(mask), (2, 6, 8), *others, dtypes=dtypes, span=(-1.6, 1.6), equal=0.9, lsb_at_16=4)
+    return layer(name, op, lambda: Masked(mask), (2, 6, 8), *others, dtypes=dtypes, span=(-1.6, 1.6), lsb_at_16=4)
 
 
 def extended(mask: Tensor, lowest: float) -> Tensor:

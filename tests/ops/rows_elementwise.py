@@ -100,7 +100,7 @@ ACTIVATIONS = (
     function("leaky_relu_steep", aten.leaky_relu.default, lambda a: F.leaky_relu(a, 5.5), PICTURE),
     after_conv("leaky_relu_wide", aten.leaky_relu.default, F.leaky_relu),
     # a slope of 1/4 makes ties
-    layer("prelu", aten.prelu.default, nn.PReLU, PICTURE, equal=0.85),
+    layer("prelu", aten.prelu.default, nn.PReLU, PICTURE),
     layer("prelu_channels", aten.prelu.default, lambda: Constant(F.prelu, (3,)), PICTURE),
     layer("prelu_negative", aten.prelu.default, lambda: Constant(lambda a, c: F.prelu(a, -c.abs()), (3,), 2.0), (4, 3)),
     layer("prelu_wide", aten.prelu.default, lambda: AfterConv(nn.PReLU(4)), PICTURE, lsb_at_16=4),

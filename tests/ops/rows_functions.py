@@ -28,13 +28,13 @@ class Between(nn.Module):
         return self.last(self.function(y + 0.25) + y)  # type: ignore[operator]
 
 
-# Behind two layers and two sums, a few steps at int16. Tables are the cheapest of 78 dB, which is up to 4 steps of full scale, and
-# more where the function is steep: there one step of its argument is several of its result, too
+# Behind two layers and two sums, a few steps at int16. Where a function is steep, one step of its argument is several of its result, and
+# few results are near the largest, in whose steps a TABLE has its entries: rounding alone keeps little more of them than this
 BETWEEN: dict[str, Any] = {"lsb_at_16": 5, "equal_at_16": 0.2}
-BETWEEN_TABLE: dict[str, Any] = {"lsb_at_16": 8, "equal_at_16": 0.1}
-BETWEEN_STEEP: dict[str, Any] = {"lsb_at_16": 16, "equal_at_16": 0.05}
+BETWEEN_STEEP: dict[str, Any] = {"lsb_at_16": 8, "equal_at_16": 0.1}
+STEEPEST: dict[str, Any] = BETWEEN_STEEP | {"least_kept": 65.0}
 JUMP = (("8a8w", 18.0), ("16a8w", 25.0))  # what quantization moves across a jump is off by it
-BEHIND: dict[str, Any] = {"span": (-1.5, 2.0), "equal": 0.9}
+BEHIND: dict[str, Any] = {"span": (-1.5, 2.0)}
 
 
 def both(
@@ -51,13 +51,11 @@ def both(
     return (
         function(name, op, run, PICTURE, span=span, **options),  # type: ignore[arg-type]
         layer(
-            # a sum keeps 20 bits, and is rounded once more: about one int8 result in ten is its neighbour
             f"{name}_between",
             op,
             lambda: Between(between or run),
             (24, 6),
             span=(-1.5, 2.0),
-            equal=0.88,
             decibels=between_decibels,
             **near,
         ),
@@ -75,23 +73,23 @@ def of_unit(name: str, op: torch._ops.OpOverload, run: object) -> tuple[Row, Row
 
 
 GATES = (
-    *both("gelu", aten.gelu.default, F.gelu, near=BETWEEN_TABLE),
+    *both("gelu", aten.gelu.default, F.gelu),
     *both("gelu_tanh", aten.gelu.default, lambda a: F.gelu(a, approximate="tanh")),
-    *both("swish", aten.silu.default, F.silu, near=BETWEEN_TABLE),
-    *both("mish", aten.mish.default, F.mish, near=BETWEEN_TABLE),
+    *both("swish", aten.silu.default, F.silu),
+    *both("mish", aten.mish.default, F.mish),
     *both("logistic", aten.sigmoid.default, torch.sigmoid),
     *both("hyperbolic_tangent", aten.tanh.default, torch.tanh),
     *both("hard_sigmoid", aten.hardsigmoid.default, F.hardsigmoid),
     *both("hard_swish", aten.hardswish.default, F.hardswish),
     *both("erf", aten.erf.default, torch.erf),
     *both("erfc", aten.erfc.default, torch.erfc, (-3.0, 2.0)),
-    *both("softplus", aten.softplus.default, F.softplus, near=BETWEEN_TABLE),
-    *both("softplus_beta", aten.softplus.default, lambda a: F.softplus(a, 2.0, 6.0), near=BETWEEN_TABLE),
-    *both("logsigmoid", aten.log_sigmoid.default, F.logsigmoid, near=BETWEEN_TABLE),
-    *both("elu", aten.elu.default, F.elu, near=BETWEEN_TABLE),
-    *both("elu_alpha", aten.elu.default, lambda a: F.elu(a, 0.4), near=BETWEEN_TABLE),
-    *both("selu", aten.elu.default, F.selu, near=BETWEEN_TABLE),
-    *both("celu", aten.celu.default, lambda a: F.celu(a, 1.3), near=BETWEEN_TABLE),
+    *both("softplus", aten.softplus.default, F.softplus),
+    *both("softplus_beta", aten.softplus.default, lambda a: F.softplus(a, 2.0, 6.0)),
+    *both("logsigmoid", aten.log_sigmoid.default, F.logsigmoid),
+    *both("elu", aten.elu.default, F.elu),
+    *both("elu_alpha", aten.elu.default, lambda a: F.elu(a, 0.4)),
+    *both("selu", aten.elu.default, F.selu),
+    *both("celu", aten.celu.default, lambda a: F.celu(a, 1.3)),
     *both("softshrink", aten.where.self, lambda a: F.softshrink(a, 0.4)),
     *both("hardshrink", aten.where.self, lambda a: F.hardshrink(a, 0.9), between_decibels=JUMP),
     *both("threshold", aten.threshold.default, lambda a: F.threshold(a, 0.3, -1.5), between_decibels=JUMP),
@@ -120,31 +118,31 @@ class RunningAverage(nn.Module):
 # an exponential of the whole range is steep: a step of the input is many of the result
 STEEP = (("8a8w", 20.0),)
 EXPONENTIALS = (
-    *both("exp", aten.exp.default, torch.exp, (-4.0, 2.0), near=BETWEEN_TABLE, between=lambda a: torch.exp(a * 0.5)),
+    *both("exp", aten.exp.default, torch.exp, (-4.0, 2.0), between=lambda a: torch.exp(a * 0.5)),
     function("exp_wide", aten.exp.default, torch.exp, PICTURE, span=(-8.0, 12.0), decibels=STEEP),
     layer("exp_below_running_maximum", aten.exp.default, RunningAverage, (24, 6), **BETWEEN),
     *both("exp2", aten.exp2.default, torch.exp2, (-4.0, 2.0), near=BETWEEN_STEEP),
-    *both("expm1", aten.expm1.default, torch.expm1, (-4.0, 2.0), near=BETWEEN_STEEP, between_decibels=(("8a8w", 25.0),)),
+    *both("expm1", aten.expm1.default, torch.expm1, (-4.0, 2.0), near=STEEPEST, between_decibels=(("8a8w", 25.0),)),
     *both("power_of_two", aten.pow.Scalar, lambda a: 2.0**a, (-4.0, 2.0), near=BETWEEN_STEEP),
-    *both("power_of_a_third", aten.pow.Scalar, lambda a: 0.3**a, (-1.0, 2.0), near=BETWEEN_STEEP),
+    *both("power_of_a_third", aten.pow.Scalar, lambda a: 0.3**a, (-1.0, 2.0), near=STEEPEST),
     *positive("log", aten.log.default, torch.log),
     *positive("log2", aten.log2.default, torch.log2),
     *positive("decimal_log", aten.log10.default, torch.log10),
     *positive("log1p", aten.log1p.default, torch.log1p),
     *positive("sqrt", aten.sqrt.default, torch.sqrt),
     *positive("rsqrt", aten.rsqrt.default, torch.rsqrt, decibels=(("8a8w", 20.0),)),
-    *positive("reciprocal", aten.reciprocal.default, torch.reciprocal, near=BETWEEN_TABLE, decibels=(("8a8w", 10.0), ("16a8w", 50.0))),
+    *positive("reciprocal", aten.reciprocal.default, torch.reciprocal, decibels=(("8a8w", 10.0), ("16a8w", 50.0))),
     *both("pow_5", aten.pow.Tensor_Scalar, lambda a: a**5, (-1.2, 1.5), near=BETWEEN_STEEP),
     *positive("pow_1_7", aten.pow.Tensor_Scalar, lambda a: a**1.7),
     *positive("pow_negative", aten.pow.Tensor_Scalar, lambda a: a**-0.4),
-    function("pow_tensor", aten.pow.Tensor_Tensor, torch.pow, (2, 9, 6), (9, 6), span=(0.2, 2.0), **BETWEEN_TABLE),
+    function("pow_tensor", aten.pow.Tensor_Tensor, torch.pow, (2, 9, 6), (9, 6), span=(0.2, 2.0), **BETWEEN),
     layer(
         "pow_tensor_between",
         aten.pow.Tensor_Tensor,
         lambda: Between(lambda a: torch.pow(a.abs() + 0.5, a * 0.5)),
         (24, 6),
         **BEHIND,
-        **BETWEEN_TABLE,
+        **STEEPEST,
     ),
     function("logit", aten.logit.default, lambda a: torch.logit(a, 1e-2), PICTURE, span=(0.05, 0.95)),
     function("logit_plain", aten.logit.default, torch.logit, PICTURE, span=(0.05, 0.95)),
@@ -153,16 +151,16 @@ EXPONENTIALS = (
 CIRCULAR = (
     *both("sin", aten.sin.default, torch.sin),
     *both("cos", aten.cos.default, torch.cos),
-    *both("tan", aten.tan.default, torch.tan, (-1.2, 1.3), near=BETWEEN_TABLE, between=lambda a: torch.tan(a * 0.3)),
+    *both("tan", aten.tan.default, torch.tan, (-1.2, 1.3), between=lambda a: torch.tan(a * 0.3)),
     *of_unit("asin", aten.asin.default, torch.asin),
     *of_unit("acos", aten.acos.default, torch.acos),
     *of_unit("erfinv", aten.erfinv.default, torch.erfinv),
     *both("atan", aten.atan.default, torch.atan),
-    *both("sinh", aten.sinh.default, torch.sinh, (-3.0, 3.0), near=BETWEEN_TABLE),
-    *both("cosh", aten.cosh.default, torch.cosh, (-3.0, 3.0), near=BETWEEN_TABLE),
+    *both("sinh", aten.sinh.default, torch.sinh, (-3.0, 3.0)),
+    *both("cosh", aten.cosh.default, torch.cosh, (-3.0, 3.0)),
     *both("asinh", aten.asinh.default, torch.asinh),
     function("acosh", aten.acosh.default, torch.acosh, PICTURE, span=(1.5, 9.0)),
-    layer("acosh_between", aten.acosh.default, lambda: Between(lambda a: torch.acosh(a.abs() + 1.25)), (24, 6), **BETWEEN_TABLE),
+    layer("acosh_between", aten.acosh.default, lambda: Between(lambda a: torch.acosh(a.abs() + 1.25)), (24, 6), **BETWEEN),
     *of_unit("atanh", aten.atanh.default, torch.atanh),
     function("atan2", aten.atan2.default, torch.atan2, (2, 9, 6), (9, 6), span=(0.3, 4.0), **BETWEEN),
     layer("atan2_between", aten.atan2.default, lambda: Between(lambda a: torch.atan2(a.abs() + 0.5, a)), (24, 6), **BEHIND, **BETWEEN),
@@ -170,7 +168,6 @@ CIRCULAR = (
 
 # steps are not continuous: what quantization moves across one is off by it
 STEPPED = {
-    "near": BETWEEN_TABLE,
     "span": (-7.7, 8.4),
     "decibels": (("8a8w", 20.0), ("16a8w", 40.0)),
     "between_decibels": (("8a8w", 20.0), ("16a8w", 25.0)),

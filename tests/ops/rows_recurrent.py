@@ -58,7 +58,7 @@ class Stabilised(nn.Module):
 
 
 # at int16 the steps of the interpolated tables (85 dB) and of 48-bit accumulators add up over the recurrence
-STEPS = {"lsb_at_16": 8, "equal_at_16": 0.08}
+STEPS = {"lsb_at_16": 5, "equal_at_16": 0.2}
 
 RECURRENT = (
     layer("lstm", LINEAR, lambda: Output(nn.LSTM(6, 5, batch_first=True)), (2, 4, 6), **STEPS),
@@ -98,7 +98,7 @@ def filtered(x: Tensor) -> Tensor:
 
 # the matrix of a transform is int8 in each scheme
 MATRIX = {"decibels": (("8a8w", 28.0), ("16a8w", 36.0))}
-TWICE = {"decibels": (("8a8w", 25.0), ("16a8w", 34.0)), "lsb_at_16": 4, "equal": 0.9}
+TWICE = {"decibels": (("8a8w", 25.0), ("16a8w", 34.0)), "lsb_at_16": 4}
 
 FOURIER = (
     function("rfft", LINEAR, lambda a: torch.view_as_real(torch.fft.rfft(a)), (3, 16), **MATRIX),

@@ -13,8 +13,6 @@ MAX, AVG, ADAPTIVE, MEAN = aten.max_pool2d.default, aten.avg_pool2d.default, ate
 NEAREST, BILINEAR = aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec
 UNFOLD = aten.unfold.default
 PICTURE = (1, 4, 6, 8)
-# averages of 2 or 4 integers lie half-way between two of them every other or fourth time
-TIES = {"equal": 0.75}
 
 
 class CatConstant(nn.Module):
@@ -194,7 +192,7 @@ POOLS = (
     layer("adaptive_one", ADAPTIVE, lambda: nn.AdaptiveAvgPool2d(1), (2, 24, 7, 8)),
     layer("adaptive_dividing", ADAPTIVE, lambda: nn.AdaptiveAvgPool2d((3, 4)), (1, 4, 6, 8)),
     layer("adaptive_uneven", ADAPTIVE, lambda: nn.AdaptiveAvgPool2d((4, 3)), (1, 4, 6, 8)),
-    layer("adaptive_larger", ADAPTIVE, lambda: nn.AdaptiveAvgPool2d((5, 7)), (1, 4, 3, 4), **TIES),
+    layer("adaptive_larger", ADAPTIVE, lambda: nn.AdaptiveAvgPool2d((5, 7)), (1, 4, 3, 4)),
     layer("adaptive_one_axis", ADAPTIVE, lambda: nn.AdaptiveAvgPool2d((None, 1)), (1, 4, 6, 8)),
     layer("adaptive_unbatched", ADAPTIVE, lambda: nn.AdaptiveAvgPool2d((3, 3)), (4, 6, 8)),
     layer("adaptive_1d", ADAPTIVE, lambda: nn.AdaptiveAvgPool1d(4), (2, 3, 10)),
@@ -214,8 +212,7 @@ POOLS = (
 
 
 def resized(name: str, op: torch._ops.OpOverload, shape: tuple[int, ...] = PICTURE, **options: object) -> Row:
-    # weights are fractions of small denominators: many a result lies half-way
-    return function(name, op, lambda a: F.interpolate(a, **options), shape, equal=0.85)  # type: ignore[arg-type]
+    return function(name, op, lambda a: F.interpolate(a, **options), shape)  # type: ignore[arg-type]
 
 
 class NearestWide(nn.Module):

@@ -11,10 +11,8 @@ aten = torch.ops.aten
 MAX, MAX_3D, AVG_3D = aten.max_pool2d.default, aten.max_pool3d.default, aten.avg_pool3d.default
 ADAPTIVE_3D, ADAPTIVE_MAX_3D = aten.adaptive_avg_pool3d.default, aten.adaptive_max_pool3d.default
 PICTURE, VOLUME = (1, 4, 9, 11), (1, 3, 6, 7, 8)
-# averages of few integers often lie half-way between two of them
-TIES = {"equal": 0.75}
 # several operators: the mean of powers, a sign, and a root that magnifies what was rounded off small means
-ROOT = {"lsb": 2, "equal": 0.75, "lsb_at_16": 8, "equal_at_16": 0.4, "decibels": (("16a8w", 84.0),)}
+ROOT = {"lsb_at_16": 8, "equal_at_16": 0.4, "decibels": (("16a8w", 84.0),)}
 
 VOLUME_POOLS = (
     layer("max_pool_dilated", MAX, lambda: nn.MaxPool2d(3, dilation=2, stride=1), PICTURE),
@@ -27,28 +25,28 @@ VOLUME_POOLS = (
     layer("max_pool_3d_dilated", MAX_3D, lambda: nn.MaxPool3d(2, stride=(1, 2, 3), dilation=(3, 2, 1)), VOLUME),
     layer("max_pool_3d_unbatched", MAX_3D, lambda: nn.MaxPool3d(2), (3, 4, 4, 4)),
     layer("conv_max_pool_3d", MAX_3D, lambda: nn.Sequential(nn.Conv3d(3, 4, 3), nn.ReLU(), nn.MaxPool3d(2)), VOLUME),
-    layer("avg_pool_3d", AVG_3D, lambda: nn.AvgPool3d(2), (2, 3, 4, 6, 8), **TIES),
+    layer("avg_pool_3d", AVG_3D, lambda: nn.AvgPool3d(2), (2, 3, 4, 6, 8)),
     layer("avg_pool_3d_padding", AVG_3D, lambda: nn.AvgPool3d(3, stride=2, padding=1), VOLUME),
     layer("avg_pool_3d_not_counted", AVG_3D, lambda: nn.AvgPool3d(3, stride=2, padding=1, count_include_pad=False), VOLUME),
     layer("avg_pool_3d_ceil", AVG_3D, lambda: nn.AvgPool3d((3, 2, 3), stride=(2, 3, 2), padding=(1, 0, 1), ceil_mode=True), VOLUME),
-    layer("avg_pool_3d_divisor", AVG_3D, lambda: nn.AvgPool3d(2, stride=1, divisor_override=3), VOLUME, **TIES),
-    layer("avg_pool_3d_one_slice", AVG_3D, lambda: nn.AvgPool3d((1, 2, 3), stride=(2, 2, 1)), VOLUME, **TIES),
-    layer("avg_pool_3d_unbatched", AVG_3D, lambda: nn.AvgPool3d(2), (3, 4, 4, 4), **TIES),
+    layer("avg_pool_3d_divisor", AVG_3D, lambda: nn.AvgPool3d(2, stride=1, divisor_override=3), VOLUME),
+    layer("avg_pool_3d_one_slice", AVG_3D, lambda: nn.AvgPool3d((1, 2, 3), stride=(2, 2, 1)), VOLUME),
+    layer("avg_pool_3d_unbatched", AVG_3D, lambda: nn.AvgPool3d(2), (3, 4, 4, 4)),
     layer("adaptive_3d", ADAPTIVE_3D, lambda: nn.AdaptiveAvgPool3d((4, 3, 5)), VOLUME),
-    layer("adaptive_3d_dividing", ADAPTIVE_3D, lambda: nn.AdaptiveAvgPool3d((3, 7, 2)), VOLUME, **TIES),
+    layer("adaptive_3d_dividing", ADAPTIVE_3D, lambda: nn.AdaptiveAvgPool3d((3, 7, 2)), VOLUME),
     layer("adaptive_3d_one", ADAPTIVE_3D, lambda: nn.AdaptiveAvgPool3d(1), (2, 24, 3, 4, 5)),
     layer("adaptive_3d_unbatched", ADAPTIVE_3D, lambda: nn.AdaptiveAvgPool3d((2, 3, 2)), (3, 4, 4, 4)),
     function("adaptive_3d_raw", aten._adaptive_avg_pool3d.default, lambda a: aten._adaptive_avg_pool3d(a, [2, 3, 5]), VOLUME),
     layer("adaptive_max_3d", ADAPTIVE_MAX_3D, lambda: nn.AdaptiveMaxPool3d((4, 7, 4)), VOLUME),
     layer("lp_pool", aten.avg_pool2d.default, lambda: nn.LPPool2d(2, 3), PICTURE, **ROOT),
-    layer("lp_pool_1d", aten.avg_pool2d.default, lambda: nn.LPPool1d(3, 2, ceil_mode=True), (2, 3, 9), span=(0.5, 3.3), **ROOT),
+    layer("lp_pool_1d", aten.avg_pool2d.default, lambda: nn.LPPool1d(3, 3, ceil_mode=True), (2, 3, 10), span=(0.5, 3.3), **ROOT),
     layer("lp_pool_3d", AVG_3D, lambda: nn.LPPool3d(2, 2), VOLUME, **ROOT),
     layer("adaptive_max_3d_one", ADAPTIVE_MAX_3D, lambda: nn.AdaptiveMaxPool3d(1), (2, 12, 3, 4, 5)),
 )
 
 
-def resized(name: str, op: torch._ops.OpOverload, shape: tuple[int, ...] = PICTURE, *, equal: float = 0.95, **options: object) -> Row:
-    return function(name, op, lambda a: F.interpolate(a, **options), shape, equal=equal)  # type: ignore[arg-type]
+def resized(name: str, op: torch._ops.OpOverload, shape: tuple[int, ...] = PICTURE, **options: object) -> Row:
+    return function(name, op, lambda a: F.interpolate(a, **options), shape)  # type: ignore[arg-type]
 
 
 BICUBIC, TRILINEAR, BILINEAR = aten.upsample_bicubic2d.vec, aten.upsample_trilinear3d.vec, aten.upsample_bilinear2d.vec
@@ -62,11 +60,11 @@ INTERPOLATIONS = (
     resized("bicubic_recomputed", BICUBIC, mode="bicubic", scale_factor=1.7, recompute_scale_factor=True),
     resized("bilinear_any_ratio", BILINEAR, mode="bilinear", size=(31, 37)),
     resized("bilinear_far_down", BILINEAR, (1, 2, 70, 40), mode="bilinear", size=(3, 2)),
-    resized("bilinear_corners_to_one", BILINEAR, mode="bilinear", size=(1, 23), align_corners=True, equal=0.85),
+    resized("bilinear_corners_to_one", BILINEAR, mode="bilinear", size=(1, 23), align_corners=True),
     resized("bilinear_corners_from_one", BILINEAR, (1, 3, 1, 6), mode="bilinear", size=(4, 6), align_corners=True),
     resized("linear_any_ratio", aten.upsample_linear1d.vec, (2, 3, 17), mode="linear", size=29),
-    resized("trilinear", TRILINEAR, VOLUME, mode="trilinear", scale_factor=2, equal=0.9),
-    resized("trilinear_corners", TRILINEAR, VOLUME, mode="trilinear", size=(5, 9, 8), align_corners=True, equal=0.85),
+    resized("trilinear", TRILINEAR, VOLUME, mode="trilinear", scale_factor=2),
+    resized("trilinear_corners", TRILINEAR, VOLUME, mode="trilinear", size=(5, 9, 8), align_corners=True),
     resized("bilinear_aa", LINEAR_AA, mode="bilinear", scale_factor=0.4, antialias=True),
     resized("bilinear_aa_size", LINEAR_AA, mode="bilinear", size=(4, 15), antialias=True),
     resized("bilinear_aa_corners", LINEAR_AA, mode="bilinear", size=(4, 5), antialias=True, align_corners=True),
@@ -82,7 +80,7 @@ INTERPOLATIONS = (
     resized("nearest_3d", NEAREST_3D, VOLUME, scale_factor=2),
     resized("nearest_3d_uneven", NEAREST_3D, VOLUME, size=(4, 9, 8)),
     *(
-        function(f"{name}_of_size", op.default, lambda a, op=op, outs=outs: op.default(a, outs, True), shape, **TIES)
+        function(f"{name}_of_size", op.default, lambda a, op=op, outs=outs: op.default(a, outs, True), shape)
         for name, op, shape, outs in (
             ("linear", aten.upsample_linear1d, (2, 3, 12), [17]),
             ("trilinear", aten.upsample_trilinear3d, VOLUME, [5, 6, 9]),

@@ -114,6 +114,7 @@ class Curve(Steps):
             return None
         moved = points.copy()
         moved[1:-1] -= (points[:-2] - 2 * points[1:-1] + points[2:]) / 12
+        moved = np.clip(moved, points.min(), points.max())  # also where the limit cuts the function off
         dense = np.linspace(-radius, radius, 16 * 512 + 1)
         want = finite(real, limit)(dense)
         return min((cls._stored(p, radius) for p in (points, moved)), key=lambda c: float(np.square(c.at(dense) - want).sum()))

@@ -27,8 +27,8 @@ int8 (and int16 with the int16 extension) where a kind is given; in float (float
 each operator takes the FP profile.
 
 Integer results are equal to the TOSA reference model bit for bit. Against float arithmetic on the dequantized operands,
-composites and functions are tested to these bounds (`tests/ops/test_composites.py`, `test_functions.py`; the rows of `tests/ops/`
-name their own where they differ):
+composites and functions are tested to these bounds (`tests/ops/test_composites.py`, `test_functions.py`). Every row of `tests/ops/` keeps
+those of int8, with 8-bit and 4-bit weights; at int16 rows of several operators name their own:
 
 | result | bound |
 |---|---|

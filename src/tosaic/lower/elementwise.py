@@ -79,10 +79,12 @@ def add_operands(ctx: Context, a: Operand, b: Operand, op: ops.Op) -> Operand:
         scale, bits = float(want.scales), None
     else:
         ctx.want = None
-        reach = room * 8 if masked else large
-        scale, bits = (reach / 2.0**23, 24) if wide and not masked else (reach / 2.0**_SUM_BITS, _SUM_BITS + 1)
-        if not masked:  # with the head-room of operands that are known to saturate
-            bits = max(bits, math.ceil(math.log2(sum(_bound(ctx, x) for x in (a, b)) / scale)))
+        if masked:
+            scale, bits = room * 8 / 2.0**_SUM_BITS, _SUM_BITS + 1
+        else:
+            scale = max(_reach(ctx, x) / (CALIBRATED if _has_head_room(x) else 2.0**_SUM_BITS) for x in (a, b))
+            # with the head-room of operands that are known to saturate
+            bits = max(24 if wide else _SUM_BITS + 1, math.ceil(math.log2(sum(_bound(ctx, x) for x in (a, b)) / scale)))
     a, b = (ctx.resolve_clamp(ctx.uniform(x)) if not x.is_const else x for x in (a, b))
     ctx.want = want
     (a, b), perm = ctx.same_layout(a, b)
@@ -217,7 +219,8 @@ def _times_constant(ctx: Context, x: Operand, constant: Operand) -> Operand:
         return replace(x, quant=x.quant.times(float(factors.reshape(()))))
     x, constant = broadcast_ranks(ctx, ctx.uniform(x), constant)
     calibrated = x.quant is not None and x.quant.dtype is DType.INT32 and x.bits is None and not x.exact
-    bits = 30 if calibrated else ctx.magnitude_bits(x)
+    # of a mask of zeros and ones the operators say more than calibration
+    bits = (ctx.whole_bits(x.value) or 30) if calibrated else ctx.magnitude_bits(x)  # type: ignore[arg-type]
     x = ctx.to_i32(x)
     largest = float(np.abs(factors).max(initial=0.0)) or 1.0
     quant = Quant(largest / (2.0**_CONST_BITS - 1), 0, DType.INT32)

@@ -17,7 +17,7 @@ from tosaic.lower.elementwise import multiply
 from tosaic.lower.fixed import calc, leading, lookup
 from tosaic.lower.operand import Operand, Quant
 from tosaic.lower.reals import bring
-from tosaic.lower.tables import Function, by_interval, like, typical, wanted_in_use, wanted_limit
+from tosaic.lower.tables import COVERED, Function, by_interval, like, typical, wanted_in_use, wanted_limit
 from tosaic.tosa import ops
 from tosaic.tosa.graph import Value
 from tosaic.tosa.types import DType
@@ -26,7 +26,7 @@ _LOG_BITS = 22  # fraction of a logarithm: |log| < 2^7 for every float32, below 
 _GOOD = 8000.0  # 78 dB
 _BELOW = 1 - 2.0**-10  # less than the error of a mantissa's entry
 _LARGEST_POWER = 2.0**29 * _BELOW
-_SPAN = 22.0  # nats below the largest exponential: 2^-31
+_SPAN, _SPAN_OF_16 = 22.0, 12.0  # nats below the largest exponential: 2^-31, and less than half of 2^-15, the step of a TABLE
 _MANY, _STEP = 2.0**10, 2.0**-20  # nats: operands that reach beyond the first are brought to steps of the second, and saturate at 2^8
 
 
@@ -132,20 +132,23 @@ def power_of_two_operands(ctx: Context, base: Operand, exponent: Operand) -> Ope
 
 
 def exponential(ctx: Context, x: Operand, rate: float) -> Operand:
-    """exp(rate x): a table of 22 nats below twice the largest result that is wanted, or expected; of a small range its own.
+    """exp(rate x): a table of 22 nats (12 of a TABLE) below the largest result that is wanted or expected, with some room above it; of a
+    small range its own.
 
-    The table is the same whatever the scales: exp(rate x) = exp(rate (x - c)) exp(rate c), c in the middle of the 22 nats.
+    The table is the same whatever the scales: exp(rate x) = exp(rate (x - c)) exp(rate c), c in the middle of the nats.
     """
     if abs(rate) * typical(x) > _MANY:  # a mask was among them
         x = replace(bring(ctx, x, Quant(_STEP / abs(rate), 0, DType.INT32)), calibrated=2.0**28)
     if abs(rate) * typical(x) <= _SPAN / 8:
         return by_interval(ctx, x, Function(lambda v: np.exp(np.minimum(rate * v, 700.0)), lambda ctx, v: v))
-    scale, half = _scale(x), _SPAN / 2
-    highest = min(abs(rate) * typical(x) + math.log(2), 80.0)
+    of_16 = ctx.spec.holds("int16")
+    scale, half, room = _scale(x), (_SPAN_OF_16 if of_16 else _SPAN) / 2, COVERED if of_16 else 2.0
+    highest = min(abs(rate) * typical(x) + math.log(room), 80.0)
     if ctx.want is not None:
-        highest = min(highest, math.log(2 * wanted_in_use(ctx)))
+        highest = min(highest, math.log(room * wanted_in_use(ctx)))
     centre = round(max(min((highest - half) / (rate * scale), STORED), -STORED))
-    function = Function(lambda v: np.exp(math.copysign(1.0, rate) * v - half), lambda ctx, v: v)
+    sign, last = math.copysign(1.0, rate), half * (1 - 2.0**-15)  # below it, nothing is left
+    function = Function(lambda v: np.where(v * sign <= -last, 0.0, np.exp(sign * v - half)), lambda ctx, v: v)
     nats = replace(x, quant=Quant(scale * abs(rate), 0, DType.INT32))
     want, ctx.want = ctx.want, None  # what is wanted is no longer in the units of the table
     result = by_interval(ctx, nats, function, centre, half)

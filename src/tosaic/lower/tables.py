@@ -32,7 +32,7 @@ ENOUGH = 80.0  # dB; the target is 72, and the result is rounded once more
 _ENOUGH_FOR_8 = 62.0  # dB, of what is rounded to int8
 _SMALL_STEP = 0.05  # of an int8 result, between neighbouring entries
 _LINES = (12, 15)
-_COVERED = 1.25  # times the calibrated range: of what grows with its operand, farther entries cost bits of the others
+COVERED = 1.25  # times the calibrated range of operand and result: of what grows, farther entries and larger ones cost bits of the others
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Function:
     @property
     def covered(self) -> float:
         """How many times the calibrated range a TABLE covers; of bounded functions more, as farther entries cost no bits of the others."""
-        return 2.0 if 1.0 < self.reach < math.inf else _COVERED
+        return 2.0 if 1.0 < self.reach < math.inf else COVERED
 
     def whole(self, x: np.ndarray) -> np.ndarray:
         """The function itself."""
@@ -174,7 +174,7 @@ def _to_int8(ctx: Context, x: Operand, function: Function) -> Operand | None:
     assert ctx.want is not None
     limit = wanted_limit(ctx)
     edge = _reached(ctx, x, function)
-    radius = _COVERED * edge if function.is_gate else min(_COVERED * edge, function.reach)
+    radius = COVERED * edge if function.is_gate else min(COVERED * edge, function.reach)
     if ctx.spec.holds("int16"):
         curve = Curve.of(function.whole, radius, 2 * limit)
         if curve is None or curve.error(function.whole, False, min(edge, radius), limit).decibels < _ENOUGH_FOR_8:
@@ -197,7 +197,7 @@ def _reached(ctx: Context, x: Operand, function: Function) -> float:
         return edge
     far = np.linspace(-bound, bound, 4095)
     results = finite(function.whole, 4 * wanted_limit(ctx))
-    while edge < bound and (ctx.want.store(results(far)) != ctx.want.store(results(np.clip(far, -_COVERED * edge, _COVERED * edge)))).any():
+    while edge < bound and (ctx.want.store(results(far)) != ctx.want.store(results(np.clip(far, -COVERED * edge, COVERED * edge)))).any():
         edge *= 2
     return min(edge, bound)
 
@@ -210,7 +210,7 @@ def _cheapest(
     kinds += [lambda bits=bits: Line.of(function.real, radius, limit, bits) for bits in lines]  # type: ignore[misc]
     if ctx.spec.holds("int16"):
         # its entries are few, and of 16 bits: no sharing, but an interval and results no larger than they must be
-        kinds.insert(0, lambda: Curve.of(function.real, min(radius, function.covered * max(edges)), 2 * in_use))
+        kinds.insert(0, lambda: Curve.of(function.real, min(radius, function.covered * max(edges)), COVERED * in_use))
     found: Steps | None = None
     for kind in kinds:
         steps = kind()

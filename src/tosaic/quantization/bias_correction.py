@@ -11,21 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 from torch.fx import GraphModule, Interpreter, Node
 
-from tosaic.quantization.rules import RULES
+from tosaic.quantization.biases import bias_of, is_layer, set_bias, stored_bias
 
 Inputs = tuple[Any, ...]
 LIMIT = 32  # calibration samples that are used; their activations are held in memory
-
-
-def _is_layer(node: Node) -> bool:
-    rule = RULES.get(node.target)
-    if node.op != "call_function" or rule is None or rule.weight is None or not rule.inputs:  # an embedding has no bias
-        return False
-    bias = node.args[2] if len(node.args) > 2 else None
-    return bias is None or bias.op == "get_attr"
 
 
 def _means(node: Node, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -57,7 +48,7 @@ class FloatMeans(Interpreter):
 
     def run_node(self, n: Node) -> Any:
         result = super().run_node(n)
-        if self._recording and _is_layer(n):
+        if self._recording and is_layer(n):
             self._totals[n.name] = self._totals.get(n.name, 0) + _means(n, [result])
         return result
 
@@ -97,35 +88,19 @@ class _Corrector(Interpreter):
         for i in range(count):
             args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda a, i=i: values[a][i if len(values[a]) > 1 else 0])
             results.append(getattr(self, node.op)(node.target, args, kwargs))
-        if _is_layer(node) and node.name in self.targets and count > 1:
+        if is_layer(node) and node.name in self.targets and count > 1:
             return self._correct(node, results)
         return results
 
     def _correct(self, node: Node, outputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        before = bias_of(self.module, node)
         delta = (self.targets[node.name] - _means(node, outputs)).to(outputs[0].dtype)
-        set_bias(self.module, node, delta)
+        after = stored_bias(self.module, node, delta if before is None else before + delta)
+        set_bias(self.module, node, after)
+        delta = after if before is None else after - before
         if node.target is torch.ops.aten.convolution.default:
             delta = delta.reshape(-1, *[1] * (outputs[0].dim() - 2))
         return [y + delta for y in outputs]
-
-
-def set_bias(module: GraphModule, node: Node, delta: torch.Tensor) -> None:
-    """Add `delta` to a layer's bias, in a parameter of its own (another layer may share the old one)."""
-    old = node.args[2] if len(node.args) > 2 else None
-    before = 0 if old is None else _attribute(module, str(old.target))
-    name = f"{node.name}_corrected_bias"
-    module.register_parameter(name, nn.Parameter((before + delta).detach(), requires_grad=False))
-    with module.graph.inserting_before(node):
-        bias = module.graph.get_attr(name)
-    bias.meta["val"] = delta
-    node.args = (*node.args[:2], bias, *node.args[3:])
-
-
-def _attribute(module: nn.Module, path: str) -> torch.Tensor:
-    found: Any = module
-    for part in path.split("."):
-        found = getattr(found, part)
-    return found
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from tosaic.errors import InputError, QuantizeError
 from tosaic.quantization.bias_correction import LIMIT, FloatMeans, correct_biases
+from tosaic.quantization.biases import round_biases
 from tosaic.quantization.observers import Observer
 from tosaic.quantization.per_token import mark_linears, set_units
 from tosaic.quantization.pt2e import convert, prepare
@@ -97,6 +98,7 @@ def quantize_captured(
         share_zero_points(prepared)
         converted = convert(prepared)
         set_units(converted)
+        round_biases(converted)
         if recipe.bias_correction:
             correct_biases(converted, layers.samples, layers.means())
     return converted, quantizer.chosen, record, magnitudes, ranges

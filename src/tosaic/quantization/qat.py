@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase
 
 from tosaic.errors import QuantizeError
+from tosaic.quantization.biases import round_biases
 from tosaic.quantization.pt2e import convert, prepare
 from tosaic.quantization.ptq import Inputs, Quantized, calibrate
 from tosaic.quantization.quantizer import TosaQuantizer
@@ -103,6 +104,7 @@ class QatSession:
         self._finish_training(self.model)
         magnitudes = share_scales(self.model)
         converted = convert(self.model)
+        round_biases(converted)
         input_names, output_names = self._names
         return Quantized(
             converted, self._example_inputs, input_names, output_names, self._recipe, self._quantizer.chosen, self._calibration, magnitudes
