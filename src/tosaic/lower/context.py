@@ -221,6 +221,9 @@ class Context:
             return Operand(array=target.store(np.clip(x.reals(), x.low, x.high)), quant=target)
         if target.dtype in (DType.INT8, DType.INT16):
             x = self.unrounded(x)
+        assert x.quant is not None
+        if _is_near(x.quant, target):
+            return self.resolve_clamp(replace(x, quant=target, origin=None))
         x = self._within_rescale(replace(x, origin=None), target)
         assert x.value is not None and x.quant is not None
         if x.quant == target:
@@ -450,6 +453,16 @@ class Context:
         return [
             Operand(self.logical(self.store(self.dequantize(x)))) if not x.is_real_const else self.store(_as_float(x)) for x in operands
         ]
+
+
+def _is_near(source: Quant, target: Quant) -> bool:
+    """Whether int32 values of two scales are the same: over their calibrated range the scales differ by less than a step.
+
+    Scales are found in float32, so that those of x and of x / 8 seldom have a ratio of just 8.
+    """
+    if source.per_channel or target.per_channel or not source.dtype is target.dtype is DType.INT32:
+        return False
+    return abs(float(source.scales) / float(target.scales) - 1) * CALIBRATED < 1
 
 
 def _restored(x: Operand, value: Value, quant: Quant, bits: int | None) -> Operand:

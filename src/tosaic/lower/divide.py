@@ -197,7 +197,39 @@ class _Average:
         dtype = e.dtype
         one, largest = dtype.max - zp_e, max(dtype.max - zp_v, zp_v - dtype.min)
         unit = float(a.quant.scale) / float(b.quant.scale)  # type: ignore[arg-type]
-        return _Average(a, ctx.logical(b), unit, unit * largest, one, one * length)
+        reach, below = unit * largest, ctx.logical(b)
+        wide = _unnarrowed(makers, e)
+        if wide is not None and wide.bound is not None and wide.bound.high * length <= TOP:
+            fine = wide.bound.high // one
+            below = ctx.reshape(ctx.emit(ops.ReduceSum(len(wide.shape) - 1), wide), below.shape)
+            # terms that were rounded up by half a step each are in the product only
+            unit, reach, one = unit * fine, reach * (1 + length / (2 * one)), wide.bound.high
+        return _Average(a, below, unit, reach, one, one * length)
+
+
+def _dropped(x: _Average, wanted: DType) -> int | None:
+    """How many bits the sum may lose, so that both it and (2^31 - 1) / sum keep what a narrow result asks for; None where they cannot.
+
+    For 8 bits that is 12 of the quotient. For 16 it is 12 of both: the smallest sums have 12, the largest a quotient of 12 (a row
+    is off by 2^-12 at most, 77 dB), and those between have more of both. Rows of up to 128 elements have room for that.
+    """
+    if wanted is DType.INT8 and x.most < 2**19:
+        return 0
+    drop = (x.least.bit_length() + x.most.bit_length() - 31) // 2
+    fits = wanted is not DType.INT32 and drop > 0 and min(x.least >> drop, 2**31 // (x.most >> drop)) >= 2**12 - 1
+    return drop if fits else None
+
+
+def _unnarrowed(makers: dict[Value, Node], e: Value) -> Value | None:
+    """Exponentials in int32 before they were rounded to the 16 bits of a product: their sum needs no widening.
+
+    Of 8 bits the rounding is not left out of the sum, as what is below half a step may add up to a large part of it.
+    """
+    node = makers.get(e)
+    if node is None or e.dtype is not DType.INT16 or not isinstance(node.op, ops.Rescale):
+        return None
+    x = node.inputs[0]
+    return x if x.dtype is DType.INT32 and x.bound is not None and x.bound.why == LARGEST_IS_ONE else None
 
 
 def _terms(makers: dict[Value, Node], product: Node, total: Node) -> Value | None:
@@ -244,22 +276,27 @@ def _source(makers: dict[Value, Node], value: Value, *kinds: type[ops.Op]) -> No
 def _divide_average(ctx: Context, x: _Average) -> Operand:
     """An average of v: |quotient| <= max |v| for every input, so that its scale needs no head-room, and MUL is all that is not reduced.
 
-    n = b 2^(c - 16) in [2^15, 2^16) of the sum b in [least, most], q = numerator / n < 2^16, and q 2^(c - c0) < 2^31 where c0 is the
-    count of `most`, as most / least <= 2^14. For a result of 8 bits, q = (2^31 - 1) / b has 12 bits for b below 2^19.
+    n = b 2^(c - 16) in [2^15, 2^16) of the sum b in [least, most], q = numerator / n <= 2^16, and q 2^c < 2^31 for b >= 2^18. Of
+    smaller sums it is q 2^(c - c0), where c0 is the count of `most`, as most / least <= 2^14. Where that is small,
+    and the result is narrow, q = (2^31 - 1) / b has bits enough (`_dropped`).
     """
     top = _narrowed(ctx, x.top)
     assert top.quant is not None and x.top.quant is not None
     unit = x.unit * float(top.quant.scale) / float(x.top.quant.scale)  # type: ignore[arg-type]
     a, b = ctx.logical(top), ctx.bounded(x.below, x.least, x.most, LARGEST_IS_ONE)
-    if ctx.want is not None and ctx.want.dtype is DType.INT8 and x.most < 2**19:
-        inverse = calc(ctx, ops.IntDiv(), TOP, b)
-        shift = max(0, 2 + math.ceil(math.log2(1.001 * x.reach / unit)))
-        scale, bits = unit * 2.0 ** (shift - 31), 29
+    drop = None if ctx.want is None else _dropped(x, ctx.want.dtype)
+    if drop is not None:
+        shorter = calc(ctx, ops.ArithmeticRightShift(round=True), b, drop) if drop else b
+        inverse = calc(ctx, ops.IntDiv(), TOP, shorter)
+        shift = max(0, 2 + drop + math.ceil(math.log2(1.001 * x.reach / unit)))
+        scale, bits = unit * 2.0 ** (shift - 31 - drop), 29
     else:
         scale, bits = wide_scale(ctx, 1.001 * x.reach)
         numerator, exponent = _mantissa(unit / scale)
-        found, least_count = reciprocal(ctx, b, numerator), 32 - x.most.bit_length()
-        inverse = ctx.emit(ops.LogicalLeftShift(), found.mantissa, calc(ctx, ops.Sub(), found.count, least_count))
+        # of sums that are large the quotient has room for the whole count
+        found, least_count = reciprocal(ctx, b, numerator), 0 if x.least >= 2**18 else 32 - x.most.bit_length()
+        count = calc(ctx, ops.Sub(), found.count, least_count) if least_count else found.count
+        inverse = ctx.emit(ops.LogicalLeftShift(), found.mantissa, count)
         ctx.bounded(inverse, 1, TOP, "a sum of 2^k has a count of 31 - k")
         shift = 16 + exponent - least_count
     limit = int(1.001 * x.reach / scale) + 1

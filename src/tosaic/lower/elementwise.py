@@ -87,11 +87,20 @@ def add_operands(ctx: Context, a: Operand, b: Operand, op: ops.Op) -> Operand:
             bits = max(24 if wide else _SUM_BITS + 1, math.ceil(math.log2(sum(_bound(ctx, x) for x in (a, b)) / scale)))
     a, b = (ctx.resolve_clamp(ctx.uniform(x)) if not x.is_const else x for x in (a, b))
     ctx.want = want
+    if not masked:
+        a, b = (_at_once(ctx, x, scale) for x in (a, b))
     (a, b), perm = ctx.same_layout(a, b)
     lhs, rhs = (_addend(ctx, x, scale, masked) for x in (a, b))
     result = Operand(ctx.emit(op, lhs, rhs), quant=Quant(scale, 0, DType.INT32), perm=perm, bits=None if masked else bits)
     # above the mask by more than the other operand: rows that are masked whole are uniform
     return result.clamp(-0.75 * SATURATED * scale, 0.75 * SATURATED * scale) if masked else result
+
+
+def _at_once(ctx: Context, x: Operand, scale: float) -> Operand:
+    """An operand that was stored coarser than the sum for its bound: what it was rounded from, at the scale of the sum."""
+    if x.origin is None or x.quant is None or float(x.quant.scales) <= scale:
+        return x
+    return ctx.requantize(ctx.unrounded(x), Quant(scale, 0, DType.INT32))
 
 
 def _room(want: Quant, wide: bool) -> float:

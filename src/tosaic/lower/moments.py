@@ -32,15 +32,17 @@ class Deviations:
     """d = (x - mean) 2^count (or x) of each row, |d| < 2^31, and sum(d^2) 2^(bits - 62) <= N 2^bits.
 
     Unless the row is zero, count is such that the largest |x|, or max - min, is in [2^30, 2^31) after the shift: then the sum
-    is 2^(bits - 3) at least. Of rows above 4096 the sum is in two parts: squares + low 2^-split.
+    is 2^(bits - 3) at least. Of rows above 4096 the sum is in two parts: squares + low 2^-split. Where a row counts as at least 2
+    or more, there is `twice`, 2^(count + 1), in place of `count`.
     """
 
     value: Value
-    count: Value
+    count: Value | None
     squares: Value
     bits: int
     low: Value | None = None
     split: int = 0
+    twice: Value | None = None
 
 
 def deviations(ctx: Context, x: Value, axes: Sequence[int], centre: bool, least: int = 0) -> Deviations:
@@ -50,7 +52,7 @@ def deviations(ctx: Context, x: Value, axes: Sequence[int], centre: bool, least:
     below 2^31 at 2^(bits - 62).
 
     Args:
-        least: the row counts as at least this large, so that `count` leaves room for it (the root of eps).
+        least: the row counts as at least this large, so that the shift leaves room for it (the root of eps).
     """
     length = math.prod(x.shape[a] for a in axes)
     if centre:
@@ -58,10 +60,16 @@ def deviations(ctx: Context, x: Value, axes: Sequence[int], centre: bool, least:
         x = ctx.bounded(ctx.emit(ops.Sub(), top, x), 0, 2**31 - 1, "below the maximum")
     size = x if centre else ctx.emit(ops.Abs(), x)
     size = reduced(ctx, ops.ReduceMax, size, axes)
+    count = twice = None
     if least:
         size = calc(ctx, ops.Maximum(), size, least)
-    count = calc(ctx, ops.Sub(), ctx.emit(ops.Clz(), size), 1)
-    value = ctx.emit(ops.LogicalLeftShift(), x, count)
+    if least > 1:  # a factor of both the row and what it counts as
+        zeros = ctx.emit(ops.Clz(), size)
+        twice = ctx.bounded(calc(ctx, ops.LogicalLeftShift(), ctx.i32(1, len(size.shape)), zeros), 2, 2**30, "2 has 30 leading zeros")
+        value = ctx.emit(ops.Mul(1), x, twice)
+    else:
+        count = calc(ctx, ops.Sub(), ctx.emit(ops.Clz(), size), 1)
+        value = ctx.emit(ops.LogicalLeftShift(), x, count)
     ctx.bounded(value, 0 if centre else -(2**31) + 1, 2**31 - 1, "shifted by the leading zeros of the largest")
     if centre:
         value = ctx.emit(ops.Sub(), _mean(ctx, value, axes, length), value)
@@ -71,12 +79,12 @@ def deviations(ctx: Context, x: Value, axes: Sequence[int], centre: bool, least:
         w = ctx.emit(ops.Mul(62 - bits - split), value, value)
         upper = reduced(ctx, ops.ReduceSum, calc(ctx, ops.ArithmeticRightShift(), w, split), axes)
         low = reduced(ctx, ops.ReduceSum, calc(ctx, ops.BitwiseAnd(), w, 2**split - 1), axes)
-        return Deviations(value, count, upper, bits, low, split)
+        return Deviations(value, count, upper, bits, low, split, twice)
     if bits >= 21:
         squares = reduced(ctx, ops.ReduceSum, ctx.emit(ops.Mul(62 - bits), value, value), axes)
     else:  # squares of fewer bits are truncated by dithering
         squares = shifted_sum(ctx, ctx.emit(ops.Mul(32), value, value), axes, 30 - bits)
-    return Deviations(value, count, squares, bits)
+    return Deviations(value, count, squares, bits, twice=twice)
 
 
 def _mean(ctx: Context, u: Value, axes: Sequence[int], length: int) -> Value:
@@ -158,6 +166,7 @@ def _measure(ctx: Context, r: Rows, centre: bool, divisor: float, power: int) ->
     v, lift = whole_sum(ctx, d)
     scale = inner_scale(ctx, (r.scale * r.steps) ** power * 2.0**-6)
     factor = (r.scale * math.sqrt(2.0 ** (62 - d.bits) / divisor)) ** power / scale
+    assert d.count is not None
     count = d.count if lift is None else ctx.emit(ops.Add(), d.count, lift)
     if power == 2:
         count = calc(ctx, ops.LogicalLeftShift(), count, 1)

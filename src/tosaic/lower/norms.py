@@ -58,14 +58,15 @@ def _normalised(ctx: Context, x: Value, axes: Sequence[int], scale: float, eps: 
 def eps_square(ctx: Context, d: Deviations, unit: float, length: int) -> Value:
     """N (E 2^count)^2 2^(bits - 62), of e = sqrt(N) E 2^(count - p) < 2^31, where 2^p >= sqrt(N)."""
     p = math.ceil(math.log2(length) / 2)
-    root, rank = unit * math.sqrt(length) / 2.0**p, len(d.count.shape)
-    if root >= 4096:
-        e = calc(ctx, ops.LogicalLeftShift(), ctx.i32(round(root), rank), d.count)
-    else:
-        fraction = 29 - math.ceil(math.log2(root))
-        one = ctx.bounded(calc(ctx, ops.LogicalLeftShift(), ctx.i32(1, rank), d.count), 1, 2**30, "the count leaves room for eps")
-        e = calc(ctx, ops.Mul(fraction), one, round(root * 2.0**fraction))
-    ctx.bounded(e, 0, 2**31 - 1, "the count leaves room for eps")
+    root = unit * math.sqrt(length) / 2.0**p
+    fraction = max(0, 29 - math.ceil(math.log2(root)))
+    factor, more = d.twice, 1
+    if factor is None:
+        assert d.count is not None
+        one = calc(ctx, ops.LogicalLeftShift(), ctx.i32(1, len(d.count.shape)), d.count)
+        factor, more = ctx.bounded(one, 1, 2**30, "the count leaves room for eps"), 0
+    e = calc(ctx, ops.Mul(fraction + more), factor, round(root * 2.0**fraction))
+    ctx.bounded(e, 0, 2**31 - 1, "the factor leaves room for eps")
     return ctx.emit(ops.Mul(62 - d.bits - 2 * p), e, e)
 
 

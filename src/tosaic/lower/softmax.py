@@ -281,6 +281,8 @@ def exp_below_max(ctx: Context, x: Operand, dim: int) -> Operand:
     nats = min(18.0, -math.log(float(quant.scales) * 0.5))
     if ctx.spec.holds("int16") and quant.dtype is not DType.INT32 and r.scale < 0.25:
         exact = _exp_table(ctx, _below_max(ctx, r)[1], r, nats)
+        if r.axes == (len(exact.shape) - 1,):
+            ctx.bounded(exact, 0, 32767 * 128, LARGEST_IS_ONE)
         value = ctx.rescale(exact, Quant(1 / (32767 * 128), 0, DType.INT32), quant)
         return _declared(ctx, value, quant, r, quant.store(np.ones(1)))
     index, e = _exponentials(ctx, _below_max(ctx, r)[1], r, nats, 2**14 if quant.dtype is DType.INT8 else 2**16)

@@ -32,6 +32,7 @@ ENOUGH = 80.0  # dB; the target is 72, and the result is rounded once more
 _ENOUGH_FOR_8 = 62.0  # dB, of what is rounded to int8
 _SMALL_STEP = 0.05  # of an int8 result, between neighbouring entries
 _LINES = (12, 15)
+_PARTS = 256  # of an interval, some of which are needed
 COVERED = 1.25  # times the calibrated range of operand and result: of what grows, farther entries and larger ones cost bits of the others
 
 
@@ -154,7 +155,7 @@ def by_interval(ctx: Context, x: Operand, function: Function, centre: int = 0, r
     limit, in_use = (math.inf, math.inf) if function.is_gate else (wanted_limit(ctx), wanted_in_use(ctx))
     radius = radius_of(x, function.reach) if radius is None else radius
     around_zero = x.quant.dtype is DType.INT32 and not centre
-    if around_zero and ctx.want is not None and ctx.want.dtype is DType.INT8 and (short := _to_int8(ctx, x, function)) is not None:
+    if around_zero and ctx.want is not None and ctx.want.dtype is not DType.INT32 and (short := _to_narrow(ctx, x, function)) is not None:
         return short
     edges = [min(edge, radius) for edge in _edges(x)] if around_zero else [radius]
     reached = np.abs(finite(function.real, in_use)(np.linspace(-max(edges), max(edges), 999))).max()
@@ -169,15 +170,19 @@ def by_interval(ctx: Context, x: Operand, function: Function, centre: int = 0, r
     return like(x, ctx.emit(ops.Mul(shift), x.value, value), Quant(scale, 0, DType.INT32), structural_bits(x))
 
 
-def _to_int8(ctx: Context, x: Operand, function: Function) -> Operand | None:
-    """The function itself for an int8 result, where 16 bits of the operand are enough for it: a TABLE, or a GATHER of the results."""
+def _to_narrow(ctx: Context, x: Operand, function: Function) -> Operand | None:
+    """The function itself for a narrow result, where 16 bits of the operand are enough: a TABLE, or a GATHER of results in int8."""
     assert ctx.want is not None
+    to_int8 = ctx.want.dtype is DType.INT8
+    if not to_int8 and not ctx.spec.holds("int16"):
+        return None
     limit = wanted_limit(ctx)
     edge = _reached(ctx, x, function)
     radius = COVERED * edge if function.is_gate else min(COVERED * edge, function.reach)
+    radius = radius if to_int8 else _needed(ctx, function, radius)
     if ctx.spec.holds("int16"):
         curve = Curve.of(function.whole, radius, 2 * limit)
-        if curve is None or curve.error(function.whole, False, min(edge, radius), limit).decibels < _ENOUGH_FOR_8:
+        if curve is None or curve.error(function.whole, False, min(edge, radius), limit).decibels < (_ENOUGH_FOR_8 if to_int8 else ENOUGH):
             return None
         return like(x, curve.emit(ctx, position16(ctx, x, radius)), Quant(curve.scale, 0, DType.INT32), curve.bits())
     results = finite(function.whole, 4 * limit)(np.arange(-(2**15), 2**15) / 2**15 * radius)
@@ -188,7 +193,7 @@ def _to_int8(ctx: Context, x: Operand, function: Function) -> Operand | None:
 
 
 def _reached(ctx: Context, x: Operand, function: Function) -> float:
-    """Magnitude of the operand that the table of an int8 result must hold: what calibration saw, or else typical of its bound, twice, four
+    """Magnitude of the operand that the table of a narrow result must hold: what calibration saw, or else typical of its bound, twice, four
     times, .. that, until farther operands have the results of the ends.
     """
     assert ctx.want is not None
@@ -200,6 +205,19 @@ def _reached(ctx: Context, x: Operand, function: Function) -> float:
     while edge < bound and (ctx.want.store(results(far)) != ctx.want.store(results(np.clip(far, -COVERED * edge, COVERED * edge)))).any():
         edge *= 2
     return min(edge, bound)
+
+
+def _needed(ctx: Context, function: Function, radius: float) -> float:
+    """The part of `radius` beyond which operands have the results of the ends: entries are closer there."""
+    assert ctx.want is not None
+    x, results = np.linspace(-radius, radius, 4095), finite(function.whole, 4 * wanted_limit(ctx))
+    stored, low, high = ctx.want.store(results(x)), 0, _PARTS
+    while high - low > 1:
+        middle = (low + high) // 2
+        end = radius * middle / _PARTS
+        same = (ctx.want.store(results(np.clip(x, -end, end))) == stored).all()
+        low, high = (low, middle) if same else (middle, high)
+    return radius * high / _PARTS
 
 
 def _cheapest(

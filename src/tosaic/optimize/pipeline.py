@@ -11,6 +11,7 @@ from tosaic.optimize.rewrite import Evaluate, rewrite
 from tosaic.optimize.shapes import fit_ranks
 from tosaic.optimize.siblings import merge_siblings
 from tosaic.optimize.simplify import fold_constants, merge_constants
+from tosaic.optimize.slices import merge_sliced_axes
 from tosaic.tosa.graph import Graph
 
 RULES = (*movement.RULES, *rescale.RULES, *sums.RULES, *table.RULES, *windows.RULES)
@@ -43,6 +44,11 @@ def ranks(graph: Graph, evaluate: Evaluate) -> Graph:
     return fit_ranks(graph)
 
 
+def slices(graph: Graph, evaluate: Evaluate) -> Graph:
+    """See `slices.merge_sliced_axes`."""
+    return merge_sliced_axes(graph)
+
+
 def siblings(graph: Graph, evaluate: Evaluate) -> Graph:
     """See `siblings.merge_siblings`."""
     return merge_siblings(graph)
@@ -55,6 +61,7 @@ PASSES: tuple[Pass, ...] = (
     limits,  # after constants have their numbers
     layouts,  # brings operators together that a TRANSPOSE stood between; the next round of `simplify` joins them
     ranks,  # after layouts, which turn some TRANSPOSEs into a RESHAPE
+    slices,  # after layouts, which bring SLICEs before their TRANSPOSEs
     siblings,  # after ranks, which leave one RESHAPE between a projection and its heads
 )
 ROUNDS = 10
