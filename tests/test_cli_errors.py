@@ -66,7 +66,7 @@ EXPORTS: dict[str, tuple[list[str], list[str]]] = {
         ["unknown scheme '8w8a'", "8a8w-per-token, 16a8w, 16a8w-digits, 16a8w-per-token, 8a4w, fp32, fp16, bf16"],
     ),
     "an unknown scope": ([model("net"), "--scope", "all"], ["unknown scope 'all'", "full, linear"]),
-    "an unknown observer": ([model("net"), "--observer", "mse"], ["unknown observer 'mse'", "minmax, percentile"]),
+    "an unknown observer": ([model("net"), "--observer", "mse"], ["unknown observer 'mse'", "minmax, tight-minmax, percentile"]),
     "an unknown layout": ([model("net"), "--io-layout", "hwc"], ["--io-layout: expected 'model' or 'nhwc', found the text 'hwc'"]),
     "a bad override": ([model("net"), "--override", "head"], ["override 'head' is not of the form PATTERN=SCHEME"]),
     "an override's scheme": ([model("net"), "--override", "head=int8"], ["unknown scheme of override 'head' 'int8'", "known are 8a8w"]),

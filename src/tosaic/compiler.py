@@ -65,7 +65,7 @@ def quantize(
         scope: "full", or "linear" for nn.Linear only.
         overrides: module path pattern or aten operator name -> scheme, e.g. {"head.*": "fp32"}.
         between: precision of values that arithmetic between the MACs reads: "int32", "int16" or "int8".
-        observer: "minmax" or "percentile".
+        observer: "minmax", "tight-minmax" (no head-room at 16 bits) or "percentile".
         bias_correction: correct the shift that weight rounding gives the mean of each layer's output.
         ports: input or output name -> "int8", "int16" or "int32", where it is not the scheme's own precision.
         spec: checked against the recipe before any work is done.

@@ -56,8 +56,8 @@ def test_ptq(kind: type, scheme: str, between: str, bound: float, tmp_path: Path
         exact = torch.cat([model(s) for s in batch])
     score = sqnr(exact, np.concatenate([artifact.run(s, float_io=True)[0] for s in batch]))
     assert score >= bound
-    # what the fake-quantized model promises is what the artifact holds
-    assert score >= sqnr(exact, torch.cat([quantized(s) for s in batch])) - 0.3
+    # what the fake-quantized model promises is what the artifact holds, up to where a step of int16 more or less counts
+    assert score >= min(sqnr(exact, torch.cat([quantized(s) for s in batch])) - 0.3, 80)
 
 
 @pytest.mark.parametrize("kind", networks.SHAPES)

@@ -34,7 +34,7 @@ _STEPS_AT_16 = {
     **dict.fromkeys(("softplus", "log_sigmoid", "elu", "celu", "exp", "exp2", "expm1", "atan", "asinh", "sinh", "cosh"), _INTERPOLATED),
     **dict.fromkeys(("log", "log2", "log10", "log1p", "sqrt", "rsqrt", "sin", "cos", "tan", "pow", "reciprocal"), _INTERPOLATED),
     "_softmax": (1, 0.8),  # exp of an int32 in 2^16 steps of 18 nats
-    "exp_below_max": (6, 0.6),  # a TABLE of 256 intervals over 11 nats
+    "exp_below_max": (10, 0.6),  # a TABLE of 256 intervals over 11 nats: half a step of its index costs 5.5, a chord 4
     **dict.fromkeys(("_log_softmax", "logsumexp"), (1, 0.6)),  # a logarithm in 2^14 steps
     **dict.fromkeys(("layer_norm", "group_norm", "instance_norm", "rms_norm"), (2, 0.75)),  # 1/sqrt by TABLE
     **dict.fromkeys(("std", "linalg_vector_norm"), (1, 0.2)),  # sqrt by TABLE, of few elements

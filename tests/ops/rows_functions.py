@@ -130,7 +130,7 @@ EXPONENTIALS = (
     *positive("decimal_log", aten.log10.default, torch.log10),
     *positive("log1p", aten.log1p.default, torch.log1p),
     *positive("sqrt", aten.sqrt.default, torch.sqrt),
-    *positive("rsqrt", aten.rsqrt.default, torch.rsqrt, decibels=(("8a8w", 20.0),)),
+    *positive("rsqrt", aten.rsqrt.default, torch.rsqrt, decibels=(("8a8w", 20.0), ("16a8w", 70.0))),
     *positive("reciprocal", aten.reciprocal.default, torch.reciprocal, decibels=(("8a8w", 10.0), ("16a8w", 50.0))),
     *both("pow_5", aten.pow.Tensor_Scalar, lambda a: a**5, (-1.2, 1.5), near=BETWEEN_STEEP),
     *positive("pow_1_7", aten.pow.Tensor_Scalar, lambda a: a**1.7),

@@ -75,7 +75,7 @@ MOVEMENT = exact(
     function("write_index", CAT, lambda a: written(a, (slice(None), -1), a[:, 0]), PICTURE),
     function("write_to_zeros", CAT, lambda a: written(torch.zeros_like(a), (slice(None), slice(0, 3)), a[:, 1:]), PICTURE),
     function("pad_circular", CAT, lambda a: F.pad(a, (1, 2, 2, 1), mode="circular"), PICTURE),
-    function("stack", aten.unsqueeze.default, lambda a, b: torch.stack([a, b], -1), (2, 3, 4), (2, 3, 4)),
+    function("stack", aten.unsqueeze.default, lambda a: torch.stack([a, a.flip(0)], -1), (2, 3, 4)),
     function("split", SPLIT, lambda a: torch.split(a, 3, dim=-1), PICTURE),
     function("split_sizes", SPLIT, lambda a: torch.split(a, [1, 3], dim=1), PICTURE),
     function("chunk", SPLIT, lambda a: torch.chunk(a, 2, 1), PICTURE),

@@ -42,6 +42,8 @@ NOT_COMPARED = {
     **dict.fromkeys(("trunc_between", "round_between", "round_decimals_between", "ceil_between", "floor_between"), _STEP),
     **dict.fromkeys(("floor_divide_reals", "remainder_pairs_signed", "remainder_wide"), _SHORT),
 }
+# not compared beyond calibration: of so steep a function, what head-room lets in gives more than its TABLE covers, and saturates there
+STEEP = ("cosh_between",)
 # lowered in float, without a quantization rule, and why
 FLOAT_ONLY: dict[str, str] = {}
 
@@ -73,7 +75,7 @@ def test_rows(family: str, precision: str, reference: Run, check_vgf: CheckVgf) 
         problems += against_reference(artifact, inputs, reference)
         problems += against_torch(model, artifact, quantized, inputs, precision)
     if quantized is not None:
-        # beyond the calibrated range both sides saturate (to few values, so that how many are equal says nothing)
+        # beyond the calibrated range and its head-room both sides saturate (to few values, so that how many are equal says nothing)
         outside = tuple(1.5 * x if x.is_floating_point() else x for x in model.inputs(1))
         problems += against_fake_quantized(model, artifact, quantized, outside, precision, count=False)
     assert not problems, "\n" + "\n".join(problems)
@@ -209,22 +211,28 @@ def against_fake_quantized(
     """Steps of the output, and what 16 bits keep; indices are equal.
 
     A result counts as equal where it is what the fake-quantized module says, or as near to what that rounds: of ties RESCALE takes the
-    upper number, PyTorch the even one.
+    upper number, PyTorch the even one. PyTorch's quantize operator is not defined for what is not a number, nor for what int32 does
+    not hold, as it holds 256 times the calibrated range between operators.
     """
     program = Unrounded(quantized)
     expected, exact = program.outputs(inputs)
+    with torch.no_grad():
+        numbers = model(*inputs)
     for port, ours in zip(artifact.passport.outputs, artifact.run(list(inputs), float_io=True), strict=True):
         row, want = model.row_of(port.name), expected[port.name].numpy()
+        if not count and row.name in STEEP:
+            continue
         if port.scale is None:
             if not np.array_equal(ours, want):
                 yield f"{port.name}: indices differ from the fake-quantized module"
             continue
-        difference = np.abs(ours - want) / port.scale
-        nearest = np.abs(ours - exact[port.name].double().numpy()) / port.scale <= 0.5 + TIE
-        worst, equal = float(difference.max()), float(((difference < 0.5) | nearest).mean())
+        defined = np.abs(numbers[port.name].numpy() / port.scale) < 2**22  # not of NaN
+        difference = np.abs(ours - want)[defined] / port.scale
+        nearest = np.abs(ours - exact[port.name].double().numpy())[defined] / port.scale <= 0.5 + TIE
+        worst, equal = float(difference.max(initial=0.0)), float(((difference < 0.5) | nearest).sum() / max(difference.size, 1))
         lsb, share = row.steps(precision, model.cases[row.name])
         # of a small tensor one element may be off
-        if worst > lsb + 0.1 or (count and equal < min(share, 1 - 1 / difference.size)):
+        if worst > lsb + 0.1 or (count and equal < min(share, 1 - 1 / max(difference.size, 1))):
             yield f"{port.name}: up to {worst:.2f} steps from the fake-quantized module, {equal:.1%} equal (bounds {lsb}, {share:.0%})"
         if count and precision == "16a8w" and worst > 1.1 and (decibels := sqnr(want, ours)) < (least := row.least_kept):
             yield f"{port.name}: {decibels:.1f} dB against the fake-quantized module, {least} expected"

@@ -76,7 +76,12 @@ Between = Annotated[
 ]
 Observer = Annotated[
     str | None,
-    Option("--observer", metavar="minmax|percentile", show_default="minmax", help="Ranges: the extremes seen, or the 99.99th percentile."),
+    Option(
+        "--observer",
+        metavar="minmax|tight-minmax|percentile",
+        show_default="minmax",
+        help="Ranges: the extremes seen (of int16 with head-room, or tight), or the 99.99th percentile.",
+    ),
 ]
 BiasCorrection = Annotated[
     bool | None,

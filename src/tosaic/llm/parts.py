@@ -173,6 +173,8 @@ def _quantized(part: Part, variant: Variant, choice: Choice, spec: str, calibrat
         choice.scheme,  # type: ignore[arg-type]
         scope=choice.scope,
         overrides=choice.overrides,
+        # static scales hold outliers of thousands of tokens, next to which most have no bits to spare
+        observer="tight-minmax",
         bias_correction=False,  # it would give each program weights of its own
         ports=ports,
         spec=spec,

@@ -305,6 +305,8 @@ class Context:
         if x.exact and not x.quant.per_channel and x.quant.dtype is DType.INT32 and x.bits <= 29:
             return self.resolve_clamp(x)  # an integer that nothing was rounded to: no other scale is better
         exponent = math.log2(float((x.quant.scales / target.scales).max()))
+        if _is_near(x.quant, target.times(2.0 ** round(exponent))):
+            exponent = round(exponent)  # its integers will be kept
         over = max(0, math.ceil(exponent + x.bits - _STORED_BITS))
         if x.quant.dtype is DType.INT48:  # 16-bit multipliers hold factors below 2^13
             over = max(over, math.ceil(exponent) - 12)

@@ -34,6 +34,7 @@ _SMALL_STEP = 0.05  # of an int8 result, between neighbouring entries
 _LINES = (12, 15)
 _PARTS = 256  # of an interval, some of which are needed
 COVERED = 1.25  # times the calibrated range of operand and result: of what grows, farther entries and larger ones cost bits of the others
+_COVERED_AT_16 = 1.3  # as far as int16 values reach
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Function:
     @property
     def covered(self) -> float:
         """How many times the calibrated range a TABLE covers; of bounded functions more, as farther entries cost no bits of the others."""
-        return 2.0 if 1.0 < self.reach < math.inf else COVERED
+        return 2.0 if 1.0 < self.reach < math.inf else _COVERED_AT_16
 
     def whole(self, x: np.ndarray) -> np.ndarray:
         """The function itself."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 from torch.fx import Node
 
 from tosaic.quantization.rules import RULES, Kind, aten
 
+_ENDS = {aten.relu.default: (0.0, math.inf), aten.relu6.default: (0.0, 6.0)}
 _TABLE_DECIBELS = 36.0  # what 8 bits keep of rows without outliers
 
 
@@ -50,6 +52,30 @@ def _depth_of(node: Node, found: dict[str, float]) -> float | None:
         return rule.depth if rule else None
     passes = rule.kind in (Kind.MOVE, Kind.JOIN) or node.target in (aten.add.Tensor, aten.sub.Tensor, aten.where.self)
     return found.get(node.name) if passes else None
+
+
+def bounds(model: torch.fx.GraphModule) -> dict[str, float]:
+    """Magnitudes that values cannot pass, whatever the input: of functions with a known range and of limits, through data movement."""
+    found: dict[str, float] = {}
+    for node in model.graph.nodes:
+        rule = RULES.get(node.target) if node.op == "call_function" else None
+        if rule is None:
+            continue
+        ends = rule.fixed_range or (_limits(node) if rule.kind is Kind.CLAMP else None)
+        if ends is not None:
+            found[node.name] = max(map(abs, ends))
+        elif rule.kind in (Kind.MOVE, Kind.POOL) and (bound := found.get(node.args[0].name)):
+            found[node.name] = bound
+    return found
+
+
+def _limits(node: Node) -> tuple[float, float]:
+    """The range of a CLAMP's results."""
+    if node.target in _ENDS:
+        return _ENDS[node.target]
+    default = 1.0 if node.target is aten.hardtanh.default else math.inf
+    low, high = (*node.args[1:], None, None)[:2]
+    return (-default if low is None else float(low), default if high is None else float(high))
 
 
 def uneven_tables(model: torch.fx.GraphModule) -> set[Node]:

@@ -5,6 +5,8 @@ One observer class serves PTQ and QAT, so that both mean the same by a range. Sc
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase
 from torchao.quantization.pt2e.observer import ObserverBase
@@ -14,23 +16,26 @@ from tosaic.errors import QuantizeError
 TINY = 2.0**-126  # stands for the scale of a value that is always zero; its reciprocal is finite in float32
 _ENDLESS = 1e37  # an attention mask (-inf, the least float) is no number to calibrate for: it saturates
 _PERCENTILE = 0.9999
+_ROUNDED = 2.0**-22  # of a bound in float32
 _OCTAVES = 32  # the histogram covers magnitudes from 2^-32 to 2^32
 _BINS = 2 * _OCTAVES * 128
 _SAMPLE = 1 << 16  # elements of a tensor that go into the histogram
 
 
 def choose_qparams(
-    low: torch.Tensor, high: torch.Tensor, *, symmetric: bool, quant_min: int, quant_max: int, top: int
+    low: torch.Tensor, high: torch.Tensor, *, symmetric: bool, quant_min: int, quant_max: int, top: int, bound: float = math.inf
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale (float32) and zero point (int64) for a real range.
 
-    Symmetric: the larger magnitude maps to `top`. Asymmetric: [low, high], widened to hold zero, maps to
-    [quant_min, quant_max], and zero is exactly representable (Jacob et al. 2018, equation 1). A range of nothing but zero gets
-    the scale of [-1, 1]: it must not cost what it meets any bits.
+    Symmetric: the larger magnitude maps to `top`; where no value can pass `bound`, and head-room would reach beyond it, the bound maps to
+    quant_max. Asymmetric: [low, high], widened to hold zero, maps to [quant_min, quant_max], and zero is exactly representable (Jacob
+    et al. 2018, equation 1). A range of nothing but zero gets the scale of [-1, 1]: it must not cost what it meets any bits.
     """
     low, high = low.double().clamp(max=0.0), high.double().clamp(min=0.0)
     if symmetric:
-        scale = torch.maximum(-low, high) / top
+        reach = torch.maximum(-low, high)
+        bounded = reach <= bound * (1 + _ROUNDED)  # else something else was observed too
+        scale = torch.where(bounded, (reach / top).clamp(max=bound / quant_max), reach / top)
         zero_point = torch.zeros_like(scale, dtype=torch.int64)
     else:
         scale = (high - low) / (quant_max - quant_min)
@@ -48,6 +53,7 @@ class Observer(ObserverBase):
         qscheme: per_tensor_affine, per_tensor_symmetric or per_channel_symmetric.
         ch_axis: channel axis, per channel only.
         top: stored value of the calibrated maximum, symmetric only.
+        bound: magnitude that the values cannot pass, symmetric only.
         momentum: 0 keeps the extremes of all batches, else their moving average.
         memoryless: only the last tensor counts (weights in training).
         once: only the first tensor counts (weights that do not change).
@@ -67,6 +73,7 @@ class Observer(ObserverBase):
         is_dynamic: bool = False,
         *,
         top: int = 127,
+        bound: float = math.inf,
         momentum: float = 0.0,
         memoryless: bool = False,
         once: bool = False,
@@ -79,7 +86,7 @@ class Observer(ObserverBase):
         super().__init__(dtype=dtype, is_dynamic=is_dynamic)
         self.quant_min, self.quant_max, self.qscheme, self.ch_axis = quant_min, quant_max, qscheme, ch_axis
         self.top, self.momentum, self.memoryless, self.percentile, self.label = top, momentum, memoryless, percentile, label
-        self.fixed, self.once, self.depth, self.whole = fixed, once, depth, whole
+        self.fixed, self.once, self.depth, self.whole, self.bound = fixed, once, depth, whole, bound
         self.eps = TINY
         self.low: torch.Tensor
         self.high: torch.Tensor
@@ -150,7 +157,7 @@ class Observer(ObserverBase):
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
         low, high = self.range()
         limits = {"symmetric": self.symmetric, "quant_min": self.quant_min, "quant_max": self.quant_max, "top": self.top}
-        scale, zero_point = choose_qparams(low, high, **limits)
+        scale, zero_point = choose_qparams(low, high, bound=self.bound, **limits)
         return torch.exp2(torch.ceil(torch.log2(scale))) if self.whole else scale, zero_point
 
 

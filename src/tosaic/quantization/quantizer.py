@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, Quantiza
 
 from tosaic.errors import InputError
 from tosaic.operators import per_token_linear
-from tosaic.quantization.analysis import constants, depths, feature_maps, is_float, uneven_tables
+from tosaic.quantization.analysis import bounds, constants, depths, feature_maps, is_float, uneven_tables
 from tosaic.quantization.observers import FakeQuantize, Observer
 from tosaic.quantization.pairs import multiply_in_pairs
 from tosaic.quantization.rules import RULES, Kind, Rule, aten
@@ -93,7 +94,7 @@ class TosaQuantizer(Quantizer):
         self._check_overrides(model)
         self._check_ports(model)
         self._feature_maps = feature_maps(model)
-        self._depths = depths(model)
+        self._depths, self._bounds = depths(model), bounds(model)
         self._uneven = uneven_tables(model)
         for node in model.graph.nodes:
             if node.op == "call_function" or self._is_simulated(node) or _is_dropout(node):
@@ -308,7 +309,9 @@ class TosaQuantizer(Quantizer):
                 annotation.input_qspec_map[weight] = spec
         elif rule.kind is Kind.MAC:
             for factor in self._constant_factors(node, rule):
-                annotation.input_qspec_map[factor] = self._activation(INT16 if scheme.activation is INT16 else WEIGHT8, factor.name)
+                annotation.input_qspec_map[factor] = self._activation(
+                    INT16 if scheme.activation is INT16 else WEIGHT8, factor.name, tight=True
+                )
         annotation.output_qspec = self._output_spec(node, rule, annotation)
         node.meta[_KEY] = annotation
 
@@ -371,12 +374,14 @@ class TosaQuantizer(Quantizer):
         return users[0] if narrow and self._precision[users[0]] == precision else None
 
     def _activation(
-        self, precision: Precision | None, label: str, fixed: tuple[float, float] | None = None, whole: bool = False
+        self, precision: Precision | None, label: str, fixed: tuple[float, float] | None = None, whole: bool = False, tight: bool = False
     ) -> QuantizationSpec:
         assert precision is not None
+        tight |= self.recipe.observer == "tight-minmax"
         percentile = self.recipe.observer == "percentile" and precision is not INT32
         options = {
-            "top": precision.top,
+            "top": precision.quant_max if tight and precision is not INT32 else precision.top,
+            "bound": math.inf if precision is INT32 else self._bounds.get(label, math.inf),
             "momentum": 0.01 if self.training and precision is not INT32 else 0.0,
             "percentile": percentile and not self.training,
             "fixed": fixed if precision is not INT32 else None,
@@ -398,7 +403,7 @@ class TosaQuantizer(Quantizer):
 
     def _weight_spec(self, node: Node, weight: Node, rule: Rule, scheme: Scheme) -> QuantizationSpec | None:
         if not rule.inputs and (scheme.activation is INT16 or node in self._uneven):  # a table of embeddings is an activation itself
-            return self._activation(INT16, weight.name)
+            return self._activation(INT16, weight.name, tight=True)  # calibration sees all of it
         return self._computed_weight(node, weight, scheme) if self._is_computed(weight) else self._weight(node, rule, scheme)
 
     def _computed_weight(self, node: Node, weight: Node, scheme: Scheme) -> QuantizationSpec | None:

@@ -25,7 +25,7 @@ class Precision:
     dtype: DType
     quant_min: int  # range of stored values
     quant_max: int
-    top: int  # the stored value that the calibrated maximum maps to (symmetric only)
+    top: int  # the stored value that the calibrated maximum maps to (symmetric only); what lies above is head-room
     symmetric: bool
 
     @property
@@ -37,8 +37,11 @@ class Precision:
 
 
 INT8 = Precision(DType.INT8, -128, 127, 127, symmetric=False)
-INT16 = Precision(DType.INT16, -32768, 32767, 32767, symmetric=True)
-DIGITS = Precision(DType.INT16, digits.LEAST, digits.MOST, digits.MOST, symmetric=True)  # of two int8 numbers
+# int16 has bits to spare beside weights of 8: a factor of 1.3 is head-room for what calibration did not see, where saturation would err
+# far more than a third of a bit. The top is a multiple of all numbers up to 10, so that whole numbers up to there stay whole
+_TOP_OF_16 = 25200
+INT16 = Precision(DType.INT16, -32768, 32767, _TOP_OF_16, symmetric=True)
+DIGITS = Precision(DType.INT16, digits.LEAST, digits.MOST, _TOP_OF_16, symmetric=True)  # of two int8 numbers
 # 8 bits above the calibrated maximum are head-room for additions
 INT32 = Precision(DType.INT32, -(2**31), 2**31 - 1, 2 ** (WIDE_BITS - 1) - 1, symmetric=True)
 WEIGHT8 = Precision(DType.INT8, -127, 127, 127, symmetric=True)
@@ -80,6 +83,7 @@ SCHEMES = {
 FLOATS = ("fp32", "fp16", "bf16")
 _WHOLE = ("fp16", "bf16")  # a graph that quantizes computes its scales in float32
 SCOPES = ("full", "linear")
+OBSERVERS = ("minmax", "tight-minmax", "percentile")
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,8 @@ class Recipe:
         scope: "full" quantizes all, "linear" only nn.Linear and what `overrides` names.
         overrides: module path pattern (`blocks.3.*`) or aten operator name -> scheme.
         between: precision of values that arithmetic consumes ("int8" stands for the scheme's own activations).
-        observer: "minmax" or "percentile" (99.99th) for calibration of int8 and int16 values.
+        observer: "minmax" or "percentile" (99.99th) for calibration of int8 and int16 values; "tight-minmax" is minmax without the
+            head-room of int16.
         bias_correction: move each layer's mean output to the float model's (PTQ only).
         ports: input or output name -> precision, where it is not the scheme's: "int32" hands a value on as it is between operators,
             for a part of a larger model. Such an input may hold any integer: beyond 64 times its calibrated range it saturates.
@@ -109,7 +114,7 @@ class Recipe:
         check_scheme("scheme", self.scheme)
         check_known("scope", self.scope, SCOPES)
         check_known("between", self.between, PRECISIONS)
-        check_known("observer", self.observer, ("minmax", "percentile"))
+        check_known("observer", self.observer, OBSERVERS)
         for name, precision in self.ports.items():
             check_known(f"precision of port '{name}'", precision, PRECISIONS)
         for pattern, scheme in self.overrides.items():
