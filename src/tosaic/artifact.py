@@ -31,7 +31,8 @@ Timer = Callable[[tuple[Node, ...], float], None]
 _HALVES = (DType.FP16, DType.BF16)
 _HALF_TYPES = tuple(dtype.numpy for dtype in _HALVES)
 _VERSIONED = ("tosaic", "torch", "torchao", "tosa-tools", "ai-ml-sdk-model-converter", "ai-ml-sdk-vgf-library")
-_RunSome = Callable[[Sequence[list[np.ndarray]]], list[list[np.ndarray]]]
+_Arrays = list[np.ndarray]
+_RunSome = Callable[[Sequence[_Arrays], Callable[[_Arrays], _Arrays], Callable[[_Arrays], _Arrays]], list[_Arrays]]
 
 
 @dataclass
@@ -132,14 +133,17 @@ class Artifact:
             raise InputError(f"batch is {batch}: expected at least 1, on the simulator and without a timer")
         samples = self.split(arrays)
         run, size = self._runner(on, len(samples), batch, timer, device)
-        found: list[list[np.ndarray]] = []
+        found: list[_Arrays] = []
+
+        def stored(sample: _Arrays) -> _Arrays:
+            ports = zip(sample, self.passport.inputs, self.graph.inputs, strict=True)
+            return [self._stored(array, port, value, float_io) for array, port, value in ports]
+
+        def real(outputs: _Arrays) -> _Arrays:
+            return [dequantize(o, p) for o, p in zip(outputs, self.passport.outputs, strict=True)] if float_io else outputs
+
         for start in range(0, len(samples), size):
-            some = [
-                [self._stored(a, p, v, float_io) for a, p, v in zip(sample, self.passport.inputs, self.graph.inputs, strict=True)]
-                for sample in samples[start : start + size]
-            ]
-            for outputs in run(some):
-                found.append([dequantize(o, p) for o, p in zip(outputs, self.passport.outputs, strict=True)] if float_io else outputs)
+            found += run(samples[start : start + size], stored, real)
             if progress is not None:
                 progress(len(found))
         return found[0] if len(found) == 1 else [_joined(parts) for parts in zip(*found, strict=True)]
@@ -197,13 +201,13 @@ class Artifact:
             raise InputError(f"{self.path}: {error.what}", remedy=error.remedy if on != "vulkan" else "load it again, as it has changed")
 
     def _runner(self, on: str, count: int, batch: int | None, timer: Timer | None, device: str) -> tuple[_RunSome, int]:
-        """A function from the stored inputs of some samples to their outputs, and how many it takes at most."""
+        """What runs some samples, of which it is told how to store inputs and what to make of outputs, and how many it takes at most."""
         self._refuse_shaders(on)
         if on == "simulator" and count > 1 and timer is None and batch != 1:
             together = self._together(count, batch, device)
             return together.run, together.size
         run = self.executor(on, device) if timer is None else functools.partial(self.executor(on, device), timer=timer)
-        return lambda some: [run(stored) for stored in some], 1
+        return lambda some, stored, real: [real(run(stored(sample))) for sample in some], 1
 
     def _together(self, count: int, batch: int | None, device: str) -> Together:
         """The simulator of so many samples at once; the last one is kept."""

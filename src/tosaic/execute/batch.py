@@ -21,7 +21,7 @@ from tosaic.tosa.graph import Builder, Graph, Node, Value
 
 Rule = Callable[["_Batch", Node], "Value | tuple[Value, ...]"]
 
-LARGEST = 1 << 24  # bytes of one value, beyond which more samples at once only fill the memory
+LARGEST = 1 << 26  # bytes of one value, beyond which more samples at once only fill the memory
 MOST = 32
 
 
@@ -39,7 +39,7 @@ def batched(graph: Graph, count: int) -> Graph:
 
 
 def fitting(graph: Graph) -> int:
-    """How many samples of `graph` to run at once: so many that its largest value stays below `LARGEST`."""
+    """How many samples of `graph` to run at once on a thread: so many that its largest value stays below `LARGEST`."""
     values = [*graph.inputs, *(v for n in graph.nodes for v in n.outputs)]
     largest = max((v.type.size * v.dtype.numpy.itemsize for v in values), default=1)
     return max(1, min(MOST, LARGEST // max(1, largest)))

@@ -31,7 +31,7 @@ from tosaic.tosa.types import DType
 EXACT_F32 = 1 << 24
 LONGEST_LOW = (1 << 16) - 1  # |sum| <= K * 255 * 128 fits int32
 BLOCK = 1 << 18  # accumulators of a block
-BLOCK_OF_SHARE = 1 << 22  # and of one of several threads, which wait for one another (for Python's lock) between steps
+BLOCK_OF_SHARE = 1 << 20  # and of one of several threads, which pay for Python's lock at each
 # about how many microseconds a result with its scale takes, an int8 product, one in a depthwise convolution, an element of a window
 OF_RESULT, OF_PRODUCT, OF_DEPTHWISE, OF_WINDOW = 5e-4, 5e-6, 1.2e-4, 1e-4
 
@@ -84,7 +84,7 @@ class Convolution(ABC):
     def _each(self, x: np.ndarray, weights: Any, use: Use) -> None:
         """Make all blocks and use them, on as many threads as pay."""
         values, parts = self.inside(x), threads.parts(self.units, self.cost)
-        size = BLOCK if parts == 1 else BLOCK_OF_SHARE
+        size = BLOCK_OF_SHARE if parts > 1 or threads.of_several() else BLOCK
         threads.in_parallel(lambda begin, end: self.blocks(values, weights, begin, end, size, use), self.units, parts)
 
     def __call__(self, x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:

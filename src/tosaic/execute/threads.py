@@ -22,6 +22,7 @@ _SHARE = 250.0  # microseconds of work that pay another thread: it takes 10 to w
 
 class _State(threading.local):
     count: int | None = None  # how many threads the caller may use; None: as many as torch
+    of_several: bool = False
 
 
 _state = _State()
@@ -38,7 +39,7 @@ if hasattr(os, "register_at_fork"):  # a forked process inherits the pool, but n
 
 def _alone() -> None:
     """Of a thread of the pool: it has no others. Torch counts for each thread of its own."""
-    _state.count = 1
+    _state.count, _state.of_several = 1, True
     torch.set_num_threads(1)
 
 
@@ -74,6 +75,11 @@ def of_torch() -> AbstractContextManager[None]:
     return torch_threads(count())
 
 
+def of_several() -> bool:
+    """Whether the caller is one of several threads that share something out, and wait for one another for Python's lock."""
+    return _state.of_several
+
+
 def parts(size: int, microseconds: float) -> int:
     """Into how many parts it pays to divide what takes one thread so long; `size`: how many there can be."""
     return max(1, min(count(), size, int(microseconds / _SHARE)))
@@ -87,11 +93,12 @@ def in_parallel(function: Callable[[int, int], None], size: int, parts: int) -> 
     borders = [size * i // parts for i in range(parts + 1)]
     with ours():
         others = [_pool().submit(_inferring, function, begin, end) for begin, end in pairwise(borders[1:])]
-        outer, _state.count = _state.count, 1
+        outer = _state.count, _state.of_several
+        _state.count, _state.of_several = 1, True
         try:
             function(0, borders[1])
         finally:
-            _state.count = outer
+            _state.count, _state.of_several = outer
             wait(others)  # nothing may still be written to when the caller goes on
     for other in others:
         other.result()

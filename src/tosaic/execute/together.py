@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -31,14 +31,16 @@ class Together:
         """
         Args:
             count: samples that there are.
-            batch: samples to run at once; None: as many as fit the caches, or one on each thread where an operator takes no more.
+            batch: samples to run at once; None: on each thread what `fitting` says, or one where an operator takes no more.
 
         Raises:
             ExecuteError: an operator cannot take `batch` samples at once, or they take more memory than there is.
         """
-        size = min(count, batch or fitting(graph))
         floats = any(value.dtype.is_float for node in graph.nodes for value in (*node.inputs, *node.outputs))
-        self._shares = 1 if floats or device != "cpu" else min(threads.count(), size if batch else count)
+        shares = 1 if floats or device != "cpu" else threads.count()
+        size = min(count, batch or shares * fitting(graph))
+        size = -(-count // -(-count // size))  # as many in the last turn as in the others
+        self._shares = min(shares, size)
         self._each, many = -(-size // self._shares), graph
         if self._each > 1:
             try:
@@ -57,13 +59,17 @@ class Together:
         """Whether one that is made for so many samples would not run more of them at once."""
         return count <= self._count or self.size < self._count
 
-    def run(self, samples: Sequence[Arrays]) -> list[Arrays]:
-        """The outputs of at most `size` samples, from the inputs of each."""
+    def run(self, samples: Sequence[Arrays], stored: Callable[[Arrays], Arrays], real: Callable[[Arrays], Arrays]) -> list[Arrays]:
+        """The outputs of at most `size` samples, from the inputs of each.
+
+        Args:
+            stored, real: what is done to the inputs and the outputs of a sample, on its thread.
+        """
         each, made = self._each, [list[Arrays]() for _ in range(0, len(samples), self._each)]
 
         def share(begin: int, end: int) -> None:
             for i in range(begin, end):
-                made[i] = self._some(samples[i * each : (i + 1) * each])
+                made[i] = [*map(real, self._some([*map(stored, samples[i * each : (i + 1) * each])]))]
 
         with full_precision():  # of the process: the first thread that is done must not end it for the others
             threads.in_parallel(share, len(made), min(len(made), threads.count()))
