@@ -38,8 +38,8 @@ class Together:
         """
         floats = any(value.dtype.is_float for node in graph.nodes for value in (*node.inputs, *node.outputs))
         shares = 1 if floats or device != "cpu" else threads.count()
-        size = min(count, batch or shares * fitting(graph))
-        size = -(-count // -(-count // size))  # as many in the last turn as in the others
+        turns = -(-count // (shares * fitting(graph)))  # of equal size
+        size = min(count, batch or -(-count // turns))
         self._shares = min(shares, size)
         self._each, many = -(-size // self._shares), graph
         if self._each > 1:
