@@ -29,7 +29,7 @@ aten = torch.ops.aten
 def _stored(x: Operand, real: float) -> int:
     """A real number in the steps of an int32 operand; beyond what an operand can hold, its limit."""
     assert x.quant is not None
-    return round(max(-STORED, min(STORED, real / float(x.quant.scale))))  # type: ignore[arg-type]
+    return round(max(-STORED, min(STORED, real / x.scale)))
 
 
 def _hardsigmoid_float(ctx: Context, x: Value) -> Value:
@@ -67,7 +67,7 @@ def threshold_(ctx: Context, x: Operand, threshold: float, value: float) -> Oper
 
     def wide(ctx: Context, x: Operand) -> Operand:
         assert x.quant is not None
-        if abs(value) > float(x.quant.scale) * 2.0**28:  # type: ignore[arg-type]
+        if abs(value) > x.scale * 2.0**28:
             x = ctx.to_i32(x, abs(value) * 2.0**-28)
         assert x.quant is not None and x.value is not None
         above = calc(ctx, ops.Greater(), x.value, _stored(x, threshold))
@@ -104,9 +104,9 @@ def _two_slopes(ctx: Context, x: Operand, slopes: Operand) -> Operand:
     if x.quant is None:
         x = ctx.floats(x)[0]
         below = multiply(ctx, x, slopes)
-        zero = ctx.real(0.0, x.value)  # type: ignore[arg-type]
-        keep = ctx.emit(ops.GreaterEqual(), x.value, zero)  # type: ignore[arg-type]
-        return Operand(ctx.emit(ops.Select(), keep, x.value, below.value))  # type: ignore[arg-type]
+        zero = ctx.real(0.0, x.tensor)
+        keep = ctx.emit(ops.GreaterEqual(), x.tensor, zero)
+        return Operand(ctx.emit(ops.Select(), keep, x.tensor, below.value))
     x = ctx.resolve_clamp(ctx.uniform(x))
     x, slopes = broadcast_ranks(ctx, x, slopes)
     assert x.quant is not None
@@ -114,7 +114,7 @@ def _two_slopes(ctx: Context, x: Operand, slopes: Operand) -> Operand:
     # above 1 add; wide ones keep their own scale, and with it their head-room
     growth = max(0, math.ceil(math.log2(max(1.0, float(np.abs(slopes.reals()).max())))))
     room = 0 if x.quant.dtype is DType.INT32 else 28 - ctx.magnitude_bits(x)
-    scale = float(x.quant.scale) * 2.0 ** (growth - room)  # type: ignore[arg-type]
+    scale = x.scale * 2.0 ** (growth - room)
     bits = ctx.magnitude_bits(x) + room
     (x, slopes), perm = ctx.same_layout(ctx.to_i32(x, scale), slopes)
     assert x.value is not None

@@ -51,7 +51,7 @@ def atan2(ctx: Context, y: Operand, x: Operand) -> Operand:
     y, x = (ctx.resolve_clamp(ctx.uniform(v)) if not v.is_const else v for v in (y, x))
     scale = max(float(v.quant.scales) for v in (y, x) if v.quant is not None and not v.is_const)
     # narrow operands have bits to spare
-    if all(v.is_const or v.quant.dtype is not DType.INT32 for v in (y, x)):  # type: ignore[union-attr]
+    if all(v.is_const or v.scaling.dtype is not DType.INT32 for v in (y, x)):
         scale *= 2.0**-12
     (y, x), perm = broadcast(ctx, *(_at(ctx, v, scale) for v in (y, x)))
     assert y.value is not None and x.value is not None

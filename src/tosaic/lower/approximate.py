@@ -136,7 +136,7 @@ class Nearest(Steps):
 
     @classmethod
     def of(cls, real: Real, radius: float, limit: float) -> Nearest | None:
-        return cls(*_wide_entries(real, _places(radius, 1 << 16)[:-1], limit), radius) if math.isfinite(radius) else None  # type: ignore[misc]
+        return cls(*_wide_entries(real, _places(radius, 1 << 16)[:-1], limit), radius) if math.isfinite(radius) else None
 
     def at(self, x: np.ndarray) -> np.ndarray:
         index = np.clip(np.rint((x / self.radius + 1.0) * 2**15), 0, 2**16 - 1).astype(np.int64)
@@ -151,7 +151,7 @@ class Line(Steps):
 
     @classmethod
     def of(cls, real: Real, radius: float, limit: float, bits: int) -> Line | None:
-        return cls(*_wide_entries(real, _places(radius, 1 << bits), limit), radius)  # type: ignore[misc]
+        return cls(*_wide_entries(real, _places(radius, 1 << bits), limit), radius)
 
     def position(self, ctx: Context, x: Operand, centre: int) -> Value:
         """In [0, 2^24]."""
@@ -184,7 +184,7 @@ def _outermost(points: np.ndarray) -> tuple[float, float]:
 def _limited(ctx: Context, x: Operand, radius: float, centre: int) -> Value:
     """x - centre for an int32 operand, with |x - centre| <= ceil(radius / scale) unless that is beyond 2^30."""
     assert x.quant is not None and x.value is not None
-    steps, value = math.ceil(radius / float(x.quant.scale)), x.value  # type: ignore[arg-type]
+    steps, value = math.ceil(radius / x.scale), x.value
     if centre - steps > -STORED:
         value = calc(ctx, ops.Maximum(), value, centre - steps)
     if centre + steps < STORED:
@@ -201,9 +201,9 @@ def position16(ctx: Context, x: Operand, radius: float, centre: int = 0) -> Valu
     assert x.quant is not None and x.value is not None
     if x.quant.dtype is DType.INT16:
         return x.value
-    factor = min(float(x.quant.scale) * 2**15 / radius, 2.0**17)  # type: ignore[arg-type]
+    factor = min(x.scale * 2**15 / radius, 2.0**17)
     if x.origin is not None and factor <= 1 and not centre:
-        return ctx.requantize(x, Quant(radius / 2**15, 0, DType.INT16)).value  # type: ignore[return-value]
+        return ctx.requantize(x, Quant(radius / 2**15, 0, DType.INT16)).tensor
     value = _limited(ctx, x, radius, centre) if factor > 1 or centre else x.value
     return ctx.rescale(value, Quant(factor, 0, DType.INT32), WHOLE16)
 
@@ -215,7 +215,7 @@ def position24(ctx: Context, x: Operand, radius: float) -> Value:
     is beyond the radius by a part of a step is cut off behind the RESCALE.
     """
     assert x.quant is not None and x.value is not None
-    scale, half = float(x.quant.scale), 1 << (_POSITION_BITS - 1)  # type: ignore[arg-type]
+    scale, half = x.scale, 1 << (_POSITION_BITS - 1)
     whole = round(radius / scale)
     factor = half / whole if whole >= 1 << 15 else min(scale * half / radius, 2.0 * half)
     source, unit = Quant(factor, 0, DType.INT32), Quant(1.0, 0, DType.INT32)

@@ -88,10 +88,10 @@ def _extreme(ctx: Context, op: ops.Op, a: Operand, b: Operand) -> Operand:
         (a, b), perm = broadcast(ctx, *ctx.floats(a, b))
         return Operand(ctx.emit(op, *values([a, b])), perm=perm)
     a, b = (x if x.is_const else ctx.resolve_clamp(ctx.uniform(x)) for x in (a, b))
-    scale = float(meeting(ctx, a, b).scale)  # type: ignore[arg-type]
+    scale = meeting(ctx, a, b).per_tensor
     # int8 and int16 values at a scale far below their own would leave int32
     narrow = [x for x in (a, b) if x.quant is not None and x.quant.dtype is not DType.INT32]
-    scale = max([scale, *(float(x.quant.scale) * 2.0 ** (structural_bits(x) - 29) for x in narrow)])  # type: ignore[union-attr, arg-type]
+    scale = max([scale, *(x.scale * 2.0 ** (structural_bits(x) - 29) for x in narrow)])
     target = Quant(scale, 0, DType.INT32)
     (a, b), perm = broadcast(ctx, bring(ctx, a, target), bring(ctx, b, target))
     return Operand(ctx.emit(op, *values([a, b])), quant=target, perm=perm)

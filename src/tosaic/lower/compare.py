@@ -72,7 +72,7 @@ def _as_floats(ctx: Context, left: Value, right: Value) -> tuple[Value, Value]:
 def _compare_integers(ctx: Context, a: Operand, b: Operand, relation: str) -> Operand:
     if is_bool(a) and is_bool(b) and relation in ("eq", "ne"):
         unequal = _logic(ctx, ops.LogicalXor(), a, b)
-        return unequal if relation == "ne" else replace(unequal, value=ctx.emit(ops.LogicalNot(), unequal.value))  # type: ignore[arg-type]
+        return unequal if relation == "ne" else replace(unequal, value=ctx.emit(ops.LogicalNot(), unequal.tensor))
     return _relate(ctx, *_stored(ctx, as_int(ctx, a), as_int(ctx, b)), relation)
 
 
@@ -83,7 +83,7 @@ def _with_each_other(ctx: Context, a: Operand, b: Operand, relation: str) -> Ope
         a, b = ctx.uniform(a), ctx.uniform(b)
     a, b = ctx.resolve_clamp(a), ctx.resolve_clamp(b)
     assert a.quant is not None and b.quant is not None
-    scale = float(a.quant.scale) if a.quant.scale == b.quant.scale else common_scale((a, b))  # type: ignore[arg-type]
+    scale = a.scale if a.quant.scale == b.quant.scale else common_scale((a, b))
     target = Quant(scale, 0, DType.INT32)
     return _relate(ctx, *_stored(ctx, bring(ctx, a, target), bring(ctx, b, target)), relation)
 
@@ -109,7 +109,7 @@ def _with_constant(ctx: Context, a: Operand, constant: Operand, relation: str) -
         raise ctx.refuse("comparison with a constant that holds NaN")
     a = ctx.store(ctx.to_i32(a))
     assert a.quant is not None
-    scale = np.float32(float(a.quant.scale))  # type: ignore[arg-type]
+    scale = np.float32(a.scale)
     above, from_ = _least(reals, scale, strict=True), _least(reals, scale, strict=False)
     if relation in ("eq", "ne"):
         # nothing is stored as -2^31
@@ -185,7 +185,7 @@ def logical_not(ctx: Context, x: Operand) -> Operand:
     if not is_bool(x):
         return compare(ctx, x, operand(0), "eq")
     x = ctx.store(x)
-    return replace(x, value=ctx.emit(ops.LogicalNot(), x.value))  # type: ignore[arg-type]
+    return replace(x, value=ctx.emit(ops.LogicalNot(), x.tensor))
 
 
 def _bitwise(name: str, on_bools: ops.Op, on_integers: ops.Op, *targets: torch._ops.OpOverload) -> None:
@@ -212,7 +212,7 @@ def bitwise_not(ctx: Context, x: Operand) -> Operand:
     if is_bool(x):
         return logical_not(ctx, x)
     x = ctx.store(x)
-    return replace(x, value=ctx.emit(ops.BitwiseNot(), x.value))  # type: ignore[arg-type]
+    return replace(x, value=ctx.emit(ops.BitwiseNot(), x.tensor))
 
 
 def _nowhere(x: Operand) -> Operand:
@@ -224,13 +224,13 @@ def isnan(ctx: Context, x: Operand) -> Operand:
     """isnan(Tensor self) -> Tensor; integers, quantized numbers among them, never are"""
     if x.quant is not None or is_whole(x):
         return _nowhere(x)
-    value = ctx.floats(x)[0].value
-    return Operand(ctx.emit(ops.LogicalNot(), ctx.emit(ops.Equal(), value, value)))  # type: ignore[arg-type]
+    value = ctx.floats(x)[0].tensor
+    return Operand(ctx.emit(ops.LogicalNot(), ctx.emit(ops.Equal(), value, value)))
 
 
 def _magnitude(ctx: Context, x: Operand) -> tuple[Value, Value]:
     """|x| and infinity."""
-    value: Value = ctx.emit(ops.Abs(), ctx.floats(x)[0].value)  # type: ignore[arg-type]
+    value: Value = ctx.emit(ops.Abs(), ctx.floats(x)[0].tensor)
     return value, ctx.real(math.inf, value)
 
 

@@ -141,8 +141,8 @@ class Context:
             x = replace(x, value=self.logical(x), perm=None, view=None)
         whole = compose(x.perm, tuple(perm))
         if whole == tuple(range(len(whole))):
-            return x.value  # type: ignore[return-value]
-        return self.emit(ops.Transpose(whole), x.value)  # type: ignore[arg-type]
+            return x.tensor
+        return self.emit(ops.Transpose(whole), x.tensor)
 
     def logical(self, x: Operand) -> Value:
         """The value in logical layout (pending clamps are not looked at)."""
@@ -166,9 +166,9 @@ class Context:
         if len(x.shape) == rank:
             return x
         if x.is_const:
-            return replace(x, array=x.array.reshape((1,) * (rank - len(x.shape)) + x.shape))  # type: ignore[union-attr]
+            return replace(x, array=x.constant.reshape((1,) * (rank - len(x.shape)) + x.shape))
         x = self.plain(x)
-        return replace(x, value=self.reshape(x.value, (1,) * (rank - len(x.shape)) + x.shape))  # type: ignore[arg-type]
+        return replace(x, value=self.reshape(x.tensor, (1,) * (rank - len(x.shape)) + x.shape))
 
     def same_layout(self, *operands: Operand) -> tuple[list[Operand], tuple[int, ...] | None]:
         """Operands of one rank with their pending permutations made equal, and that permutation."""
@@ -179,7 +179,7 @@ class Context:
         out = []
         for x in operands:
             if x.is_const:
-                out.append(replace(x, array=np.transpose(x.array, inverse(perm))))  # type: ignore[arg-type]
+                out.append(replace(x, array=np.transpose(x.constant, inverse(perm))))
             else:
                 out.append(replace(x, value=self.permuted(x, inverse(perm)), perm=None, view=None))
         return out, perm
@@ -249,7 +249,7 @@ class Context:
                 x = replace(x, bits=30)
         assert x.quant is not None and x.value is not None
         if x.quant.dtype in (DType.INT8, DType.INT16) and factors.max() > _LARGE_FACTOR_OF_16 and x.quant != target:
-            own = Quant(float(x.quant.scale), 0, DType.INT32)  # type: ignore[arg-type]
+            own = Quant(x.scale, 0, DType.INT32)
             x = _restored(x, self.rescale(x.value, x.quant, own), own, _MAGNITUDE_BITS[x.quant.dtype] + 1)
         assert x.quant is not None and x.value is not None
         if x.bits is None or x.quant == target or x.quant.dtype in (DType.INT8, DType.INT16):
@@ -292,7 +292,7 @@ class Context:
         stored = self._store_as(x, target)
         if stored.value is None or stored.value.dtype is not DType.INT32:
             return stored
-        value, step = stored.value, float(stored.quant.scales)  # type: ignore[union-attr]
+        value, step = stored.value, float(stored.scaling.scales)
         self.bounded(value, -(2**30), 2**30, "its calibrated range and 7 bits of head-room")
         stored = replace(stored, calibrated=(magnitude or float(target.scales) * CALIBRATED) / step)
         if x.value is None or x.quant is None or value is x.value or stored.clamped or x.clamped:
@@ -328,7 +328,7 @@ class Context:
         if q.dtype is DType.INT16 and not self.spec.holds("int16"):  # CLAMP on int16 is the extension's; MAXIMUM on int32 is not
             wide = replace(q, dtype=DType.INT32)
             done = self.resolve_clamp(replace(x, value=self.rescale(value, q, wide), quant=wide))
-            return replace(done, value=self.rescale(done.value, wide, q), quant=q)  # type: ignore[arg-type]
+            return replace(done, value=self.rescale(done.tensor, wide, q), quant=q)
         low, high = (q.store(np.full_like(q.scales, bound)) for bound in (x.low, x.high))
         if q.dtype is DType.INT32:
             rank = len(value.shape)
@@ -361,7 +361,7 @@ class Context:
         """`x` as int32 with zero point 0, at `scale` (default: its own); clamps stay pending only if exact."""
         x = self.resolve_clamp(self.uniform(x))
         assert x.quant is not None
-        target = Quant(float(x.quant.scale if scale is None else scale), 0, DType.INT32)  # type: ignore[arg-type]
+        target = Quant(x.scale if scale is None else scale, 0, DType.INT32)
         calibrated = x.quant.dtype is DType.INT32 and x.bits is None
         bits = self.magnitude_bits(x) if scale is None and not calibrated else None
         if x.is_const:
@@ -473,4 +473,4 @@ def _restored(x: Operand, value: Value, quant: Quant, bits: int | None) -> Opera
 
 
 def _as_float(x: Operand) -> Operand:
-    return Operand(array=x.array.astype(np.float32))  # type: ignore[union-attr]
+    return Operand(array=x.constant.astype(np.float32))

@@ -88,7 +88,7 @@ def convolution(
     if bias is None or bias.is_const:
         return out
     bias = ctx.plain(bias)
-    addend = Operand(ctx.reshape(bias.value, (bias.shape[0], *[1] * spatial)), quant=bias.quant)  # type: ignore[arg-type]
+    addend = Operand(ctx.reshape(bias.tensor, (bias.shape[0], *[1] * spatial)), quant=bias.quant)
     return add_operands(ctx, out, addend, ops.Add())
 
 
@@ -154,12 +154,10 @@ def _join(ctx: Context, parts: list[Value], acc: Quant | None, bits: int | None)
         return Operand(parts[0], quant=acc, perm=perm, bits=bits)
     if acc is None or acc.dtype is not DType.INT48:
         return Operand(ctx.emit(ops.Concat(axis), *parts), quant=acc, perm=perm, bits=bits)
-    pieces = [
-        Operand(part, quant=Quant(acc.scale[g * size : (g + 1) * size], 0, DType.INT48))  # type: ignore[index]
-        for g, part in enumerate(parts)
-    ]
+    assert isinstance(acc.scale, tuple)
+    pieces = [Operand(part, quant=Quant(acc.scale[g * size : (g + 1) * size], 0, DType.INT48)) for g, part in enumerate(parts)]
     target = ctx.want or Quant(float(acc.scales.max()) * 2.0 ** ((bits or 31) - 23), 0, DType.INT32)
-    joined = ctx.emit(ops.Concat(axis), *(ctx.requantize(p, target).value for p in pieces))  # type: ignore[arg-type]
+    joined = ctx.emit(ops.Concat(axis), *(ctx.requantize(p, target).tensor for p in pieces))
     return Operand(joined, quant=target, perm=perm)
 
 
@@ -200,7 +198,7 @@ def _depthwise3d(ctx: Context, x: Operand, value: Value, weight: Operand, bias: 
         op = ops.DepthwiseConv2d(window.stride[1:], pad, window.dilation[1:], zero_point(x), zero_point(weight))
         out = Operand(ctx.emit(op, image, taps, bias if tap == 0 else none), quant=acc, bits=bits)
         out = _summand(ctx, out, kernel[0])
-        total = out.value if total is None else ctx.emit(ops.Add(), total, out.value)  # type: ignore[arg-type]
+        total = out.value if total is None else ctx.emit(ops.Add(), total, out.tensor)
     assert total is not None
     summed = ctx.reshape(total, (n, depth, *total.shape[1:]))
     return Operand(summed, quant=out.quant, perm=NCDHW, bits=bits if out.quant is acc else 29)
@@ -287,9 +285,9 @@ def _cropped(ctx: Context, out: Operand, start: Sequence[int], end: Sequence[int
     if not any(start) and not any(end):
         return out
     out = reshapable(ctx, out)
-    n, *sizes, c = out.value.shape  # type: ignore[union-attr]
+    n, *sizes, c = out.tensor.shape
     kept = (size - s - e for size, s, e in zip(sizes, start, end, strict=True))
-    return replace(out, value=ctx.emit(ops.Slice((0, *start, 0), (n, *kept, c)), out.value))  # type: ignore[arg-type]
+    return replace(out, value=ctx.emit(ops.Slice((0, *start, 0), (n, *kept, c)), out.tensor))
 
 
 def _transposed3d(ctx: Context, x: Operand, weight: Operand, bias: Operand | None, window: Window) -> Operand:

@@ -40,7 +40,7 @@ def divide(ctx: Context, a: Operand | float, b: Operand | float) -> Operand:
         return _quotient(ctx, a, b)
     a, b = broadcast_ranks(ctx, a, b)
     a, b = ctx.floats(a, b)
-    return Operand(ctx.emit(ops.Mul(), a.value, ctx.emit(ops.Reciprocal(), b.value)))  # type: ignore[arg-type]
+    return Operand(ctx.emit(ops.Mul(), a.tensor, ctx.emit(ops.Reciprocal(), b.tensor)))
 
 
 def _quotient(ctx: Context, a: Operand, b: Operand) -> Operand:
@@ -59,13 +59,13 @@ def _quotient(ctx: Context, a: Operand, b: Operand) -> Operand:
     ctx.want = want
     assert b.quant is not None and b.value is not None
     (top, below), perm = ctx.same_layout(*broadcast_ranks(ctx, Operand(array=a.reals()) if a.is_const else a, b))
-    reach = top_reach / float(b.quant.scale)  # type: ignore[arg-type]
+    reach = top_reach / b.scale
     scale = inner_scale(ctx, reach)
-    unit = 1.0 if a.is_const else float(a.quant.scale)  # type: ignore[union-attr, arg-type]
-    numerator, exponent = _mantissa(unit / (float(b.quant.scale) * scale))  # type: ignore[arg-type]
-    inverse, count = _inverse(ctx, below.value, numerator)  # type: ignore[arg-type]
+    unit = 1.0 if a.is_const else a.scale
+    numerator, exponent = _mantissa(unit / (b.scale * scale))
+    inverse, count = _inverse(ctx, below.tensor, numerator)
     # a / b = mantissa 2^-lead * inverse 2^(count - 16) / numerator, times numerator 2^-exponent
-    mantissa, lead = _constant_mantissas(ctx, top.reals()) if a.is_const else _leading(ctx, top.value)  # type: ignore[arg-type]
+    mantissa, lead = _constant_mantissas(ctx, top.reals()) if a.is_const else _leading(ctx, top.tensor)
     product = ctx.emit(ops.Mul(18), mantissa, inverse)
     shift = ctx.emit(ops.Sub(), lead, calc(ctx, ops.Sub(), count, exponent - 3))
     shift = calc(ctx, ops.Minimum(), calc(ctx, ops.Maximum(), shift, 0), 31)
@@ -96,7 +96,7 @@ def _narrowed(ctx: Context, x: Operand) -> Operand:
 def _reach(x: Operand) -> float:
     if x.is_const:
         return float(np.abs(x.reals()).max(initial=0.0)) or 1.0
-    return float(x.quant.scale) * (x.calibrated or CALIBRATED)  # type: ignore[union-attr, arg-type]
+    return x.scale * (x.calibrated or CALIBRATED)
 
 
 def _mantissa(number: float) -> tuple[int, int]:
@@ -196,7 +196,7 @@ class _Average:
         zp_e, zp_v = product.op.a_zp, product.op.b_zp  # type: ignore[attr-defined]
         dtype = e.dtype
         one, largest = dtype.max - zp_e, max(dtype.max - zp_v, zp_v - dtype.min)
-        unit = float(a.quant.scale) / float(b.quant.scale)  # type: ignore[arg-type]
+        unit = a.scale / b.scale
         reach, below = unit * largest, ctx.logical(b)
         wide = _unnarrowed(makers, e)
         if wide is not None and wide.bound is not None and wide.bound.high * length <= TOP:
@@ -282,7 +282,7 @@ def _divide_average(ctx: Context, x: _Average) -> Operand:
     """
     top = _narrowed(ctx, x.top)
     assert top.quant is not None and x.top.quant is not None
-    unit = x.unit * float(top.quant.scale) / float(x.top.quant.scale)  # type: ignore[arg-type]
+    unit = x.unit * top.scale / x.top.scale
     a, b = ctx.logical(top), ctx.bounded(x.below, x.least, x.most, LARGEST_IS_ONE)
     drop = None if ctx.want is None else _dropped(x, ctx.want.dtype)
     if drop is not None:

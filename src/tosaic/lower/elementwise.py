@@ -42,7 +42,7 @@ def broadcast_ranks(ctx: Context, a: Operand, b: Operand) -> tuple[Operand, Oper
 
 def _reach(ctx: Context, x: Operand) -> float:
     """Largest real magnitude; of a calibrated int32 value without its head-room."""
-    return float(x.quant.scales.max()) * CALIBRATED if _has_head_room(x) else _bound(ctx, x)  # type: ignore[union-attr]
+    return float(x.scaling.scales.max()) * CALIBRATED if _has_head_room(x) else _bound(ctx, x)
 
 
 def _bound(ctx: Context, x: Operand) -> float:
@@ -117,7 +117,7 @@ def _is_mask(ctx: Context, x: Operand, room: float, want: Quant) -> bool:
 
 def _addend(ctx: Context, x: Operand, scale: float, masked: bool) -> Value:
     if masked:
-        return ctx.store(bring(ctx, x, Quant(scale, 0, DType.INT32))).value  # type: ignore[return-value]
+        return ctx.store(bring(ctx, x, Quant(scale, 0, DType.INT32))).tensor
     target = Quant(scale, 0, DType.INT32)
     if x.is_const:
         return ctx.i32(target.store(x.reals()))
@@ -131,11 +131,11 @@ def _plain_binary(ctx: Context, op: ops.Op, a: Operand, b: Operand) -> Operand:
     """Of two integer tensors (bools count as 0 and 1, and stay bools), or of two floats."""
     if not (is_whole(a) and is_whole(b)):
         a, b = ctx.floats(a, b)
-        return Operand(ctx.emit(op, a.value, b.value))  # type: ignore[arg-type]
+        return Operand(ctx.emit(op, a.tensor, b.tensor))
     bools = is_bool(a) and is_bool(b)
     a, b = (ctx.store(as_int(ctx, x)) for x in (a, b))
     result = Operand(ctx.emit(op, ctx.logical(a), ctx.logical(b)))
-    return Operand(ctx.emit(ops.Cast(DType.BOOL), result.value)) if bools else result  # type: ignore[arg-type]
+    return Operand(ctx.emit(ops.Cast(DType.BOOL), result.tensor)) if bools else result
 
 
 def _scaled(ctx: Context, x: Operand, factor: float) -> Operand:
@@ -170,9 +170,9 @@ def neg(ctx: Context, x: Operand) -> Operand:
     """neg(Tensor self) -> Tensor"""
     if x.quant is None:
         x = as_int(ctx, x) if is_whole(x) else ctx.floats(x)[0]
-        return Operand(ctx.emit(ops.Negate(), x.value))  # type: ignore[arg-type]
+        return Operand(ctx.emit(ops.Negate(), x.tensor))
     x = ctx.store(ctx.to_i32(x))
-    return replace(x, value=ctx.emit(ops.Negate(), x.value))  # type: ignore[arg-type]
+    return replace(x, value=ctx.emit(ops.Negate(), x.tensor))
 
 
 @lower(aten.mul.Tensor, aten.mul.Scalar)
@@ -190,7 +190,7 @@ def multiply(ctx: Context, a: Operand, b: Operand | float) -> Operand:
     if _is_coarse(ctx, a, b):
         a, b = ctx.limited(a, known=True), ctx.limited(b, known=True)
     bits = ctx.magnitude_bits(a) + ctx.magnitude_bits(b)
-    if a.quant.dtype is b.quant.dtype is DType.INT16:  # type: ignore[union-attr]
+    if a.scaling.dtype is b.scaling.dtype is DType.INT16:
         bits += 1  # -2^15 times -2^15 is 2^30, not below it
     return _product(ctx, ctx.to_i32(a), ctx.to_i32(b), bits)
 
@@ -214,8 +214,8 @@ def _product(ctx: Context, a: Operand, b: Operand, bits: int) -> Operand:
     a, b = ctx.store(a), ctx.store(b)
     shift = excess(bits)
     assert a.quant is not None and b.quant is not None
-    scale = float(a.quant.scale) * float(b.quant.scale) * 2.0**shift  # type: ignore[arg-type]
-    product = ctx.emit(ops.Mul(shift), a.value, b.value)  # type: ignore[arg-type]
+    scale = a.scale * b.scale * 2.0**shift
+    product = ctx.emit(ops.Mul(shift), a.tensor, b.tensor)
     return Operand(product, quant=Quant(scale, 0, DType.INT32), perm=perm, bits=bits - shift)
 
 
@@ -229,7 +229,7 @@ def _times_constant(ctx: Context, x: Operand, constant: Operand) -> Operand:
     x, constant = broadcast_ranks(ctx, ctx.uniform(x), constant)
     calibrated = x.quant is not None and x.quant.dtype is DType.INT32 and x.bits is None and not x.exact
     # of a mask of zeros and ones the operators say more than calibration
-    bits = (ctx.whole_bits(x.value) or 30) if calibrated else ctx.magnitude_bits(x)  # type: ignore[arg-type]
+    bits = (ctx.whole_bits(x.tensor) or 30) if calibrated else ctx.magnitude_bits(x)
     x = ctx.to_i32(x)
     largest = float(np.abs(factors).max(initial=0.0)) or 1.0
     quant = Quant(largest / (2.0**_CONST_BITS - 1), 0, DType.INT32)
@@ -271,7 +271,7 @@ def clamp_to(ctx: Context, x: Operand, low: float, high: float) -> Operand:
     if is_whole(x):
         return _clamp_integers(ctx, as_int(ctx, x), low, high)
     x = Operand(ctx.logical(ctx.store(x)))
-    return Operand(ctx.clamp(x.value, low, high))  # type: ignore[arg-type]
+    return Operand(ctx.clamp(x.tensor, low, high))
 
 
 def _clamp_integers(ctx: Context, x: Operand, low: float, high: float) -> Operand:

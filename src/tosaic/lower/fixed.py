@@ -89,7 +89,7 @@ class Rows:
     @property
     def scale(self) -> float:
         assert self.x.quant is not None
-        return float(self.x.quant.scale)  # type: ignore[arg-type]
+        return self.x.scale
 
     @property
     def steps(self) -> int:

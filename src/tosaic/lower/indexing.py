@@ -47,11 +47,11 @@ _MOST_INDICES = 1 << 16  # of a constant that repeats, before it is a TILE
 
 def index_below(ctx: Context, index: Operand, size: int) -> Operand:
     """An index tensor into an axis of `size`: in 0..size-1, which of a computed one is the model's duty."""
-    kind = index.array.dtype.kind if index.array is not None else "b" if index.value.dtype is DType.BOOL else "i"  # type: ignore[union-attr]
+    kind = index.array.dtype.kind if index.array is not None else "b" if index.tensor.dtype is DType.BOOL else "i"
     if kind != "i":
         raise ctx.refuse("index by a boolean mask: the shape of the result would depend on its values")
     if index.array is None:
-        ctx.bounded(index.value, 0, size - 1, "an index into that axis")  # type: ignore[arg-type]
+        ctx.bounded(index.tensor, 0, size - 1, "an index into that axis")
         return index
     array = index.array.astype(np.int64)
     if array.size and (array.min() < -size or array.max() >= size):
@@ -63,7 +63,7 @@ def readable(ctx: Context, x: Operand) -> Operand:
     """What is read from, stored; a constant of real numbers as the readers of the result want it."""
     if x.axis is not None:
         x = Operand(array=x.reals())
-    if x.is_real_const and x.array.dtype.kind == "f":  # type: ignore[union-attr]
+    if x.is_real_const and x.constant.dtype.kind == "f":
         return ctx.floats(x)[0] if ctx.want is None else ctx.store(Operand(array=ctx.want.store(x.reals()), quant=ctx.want))
     return unviewed(ctx, x)
 
@@ -111,7 +111,7 @@ def index_select(ctx: Context, x: Operand, dim: int, index: Operand) -> Operand:
         return reshaped(ctx, index_select(ctx, low, place, index), shape)
     if index.array is not None:
         if x.is_const:
-            return constant(x, lambda a: a.take(index.array.reshape(-1), axis))  # type: ignore[union-attr]
+            return constant(x, lambda a: a.take(index.constant.reshape(-1), axis))
         if (even := _even(ctx, x, axis, index.array.reshape(-1))) is not None:
             return even
     x = readable(ctx, x)
@@ -278,7 +278,7 @@ def _flattened(ctx: Context, tensors: Sequence[Operand], sizes: Sequence[int], b
     if all(t.array is not None for t in tensors):
         total = np.zeros(block, np.int64)
         for tensor, stride in zip(tensors, strides, strict=True):
-            total += tensor.array * stride  # type: ignore[operator]
+            total += tensor.constant * stride
         return Operand(array=total.reshape(width))
     summed: Value | None = None
     rank = max(len(block), 1)

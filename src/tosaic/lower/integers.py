@@ -131,14 +131,14 @@ def _rest_of_quantized(ctx: Context, x: Operand, divisor: float, mode: str) -> O
     x = ctx.plain(x)
     bits = structural_bits(x)
     assert x.quant is not None
-    scale = float(x.quant.scale)  # type: ignore[arg-type]
+    scale = x.scale
     count = whole(ctx, replace(x, quant=replace(x.quant, scale=scale / divisor)), mode)
     finer = Quant(scale * 2.0 ** -max(0, _FINE_BITS - bits), 0, DType.INT32)
     x = ctx.to_i32(x)
     assert x.quant is not None and x.value is not None
     multiple = ctx.rescale(count, Quant(divisor, 0, DType.INT32), finer)
     left = ctx.emit(ops.Sub(), ctx.rescale(x.value, x.quant, finer), multiple)
-    return Operand(left, quant=finer, bits=math.ceil(math.log2(divisor / float(finer.scale) + 1)))  # type: ignore[arg-type]
+    return Operand(left, quant=finer, bits=math.ceil(math.log2(divisor / finer.per_tensor + 1)))
 
 
 def _divisor(ctx: Context, b: Operand) -> float | None:
@@ -172,9 +172,9 @@ class _Pair:
     @staticmethod
     def of(ctx: Context, a: Operand, b: Operand) -> _Pair:
         a, b = (x if x.is_const else ctx.resolve_clamp(ctx.uniform(x)) for x in (a, b))
-        tops = [float(np.abs(x.reals()).max()) if x.is_const else float(x.quant.scales) * 2.0 ** structural_bits(x) for x in (a, b)]  # type: ignore[union-attr]
-        tensor = max((x for x in (a, b) if not x.is_const), key=lambda x: float(x.quant.scales))  # type: ignore[union-attr]
-        own = float(tensor.quant.scales)  # type: ignore[union-attr]
+        tops = [float(np.abs(x.reals()).max()) if x.is_const else float(x.scaling.scales) * 2.0 ** structural_bits(x) for x in (a, b)]
+        tensor = max((x for x in (a, b) if not x.is_const), key=lambda x: float(x.scaling.scales))
+        own = float(tensor.scaling.scales)
         scale = own * 2.0 ** structural_exponent(max(tops), own, _PAIR_BITS)
         (a, b), perm = broadcast(ctx, *(bring(ctx, x, Quant(scale, 0, DType.INT32)) for x in (a, b)))
         dividend, divisor = values([a, b])
@@ -248,17 +248,17 @@ def _crosses(ctx: Context, rest: Value, b: Operand) -> Value:
 
 def _modulo(ctx: Context, a: Operand, b: Operand) -> Value:
     if (exponent := _power_of_two(b)) is not None:
-        return ctx.emit(ops.BitwiseAnd(), a.value, ctx.i32((1 << exponent) - 1, len(a.shape)))  # type: ignore[arg-type]
+        return ctx.emit(ops.BitwiseAnd(), a.tensor, ctx.i32((1 << exponent) - 1, len(a.shape)))
     rest = _remainder(ctx, a, b)
-    moved = ctx.emit(ops.Add(), rest, b.value)  # type: ignore[arg-type]
+    moved = ctx.emit(ops.Add(), rest, b.tensor)
     found = ctx.emit(ops.Select(), _crosses(ctx, rest, b), moved, rest)
-    least, most = ctx.interval(b.value)  # type: ignore[arg-type]
+    least, most = ctx.interval(b.tensor)
     return found if least < 1 else ctx.bounded(found, 0, most - 1, "a remainder of positive divisors")
 
 
 def _floor(ctx: Context, a: Operand, b: Operand) -> Value:
     if (exponent := _power_of_two(b)) is not None:
-        return ctx.emit(ops.ArithmeticRightShift(False), a.value, ctx.i32(exponent, len(a.shape)))  # type: ignore[arg-type]
+        return ctx.emit(ops.ArithmeticRightShift(False), a.tensor, ctx.i32(exponent, len(a.shape)))
     quotient, rest = _parts(ctx, a, b)
     below = ctx.emit(ops.Sub(), quotient, ctx.i32(1, len(quotient.shape)))
     return ctx.emit(ops.Select(), _crosses(ctx, rest, b), below, quotient)
@@ -290,7 +290,7 @@ def whole(ctx: Context, x: Operand, mode: str) -> Value:
     x = ctx.uniform(x)
     bits, x = structural_bits(x), ctx.plain(ctx.to_i32(x))
     assert x.quant is not None and x.value is not None
-    scale, value, rank = float(x.quant.scale), x.value, len(x.shape)  # type: ignore[arg-type]
+    scale, value, rank = x.scale, x.value, len(x.shape)
     if mode == "floor":
         return _below(ctx, value, scale, bits)
     zero = ctx.i32(0, rank)
@@ -334,8 +334,8 @@ def cast(ctx: Context, x: Operand, *, dtype: torch.dtype | None = None, **_: obj
         return as_int(ctx, x)
     if x.quant is not None:
         return Operand(whole(ctx, x, "trunc"))
-    value = _rounded(ctx, x, "trunc").value
-    return Operand(ctx.emit(ops.Cast(DType.INT32), value))  # type: ignore[arg-type]
+    value = _rounded(ctx, x, "trunc").tensor
+    return Operand(ctx.emit(ops.Cast(DType.INT32), value))
 
 
 def _between_floats(ctx: Context, x: Operand, dtype: torch.dtype) -> Operand:

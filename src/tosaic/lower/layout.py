@@ -83,14 +83,14 @@ def _to_index(ctx: Context, x: Operand) -> Operand:
     if x.value is None:
         return x
     x = Operand(ctx.logical(x)) if fits_level(ctx, x.shape) else x
-    return replace(x, value=ctx.emit(ops.Cast(DType.INT32), x.value))  # type: ignore[arg-type]
+    return replace(x, value=ctx.emit(ops.Cast(DType.INT32), x.tensor))
 
 
 def constant(x: Operand, move: Callable[[np.ndarray], np.ndarray]) -> Operand:
     """A constant with its array moved; scales that belong to one of its axes become part of the numbers."""
     if x.axis is not None:
         x = Operand(array=x.reals())
-    return replace(x, array=move(x.array))  # type: ignore[arg-type]
+    return replace(x, array=move(x.constant))
 
 
 def fits_level(ctx: Context, shape: Sequence[int]) -> bool:
@@ -254,7 +254,7 @@ def tiled(ctx: Context, x: Operand, multiples: Sequence[int]) -> Operand:
     stored = [1] * len(shape)
     for axis, multiple in enumerate(multiples):
         stored[stored_axis(x, axis)] = multiple
-    return replace(x, value=ctx.emit(ops.Tile(tuple(stored)), x.value))  # type: ignore[arg-type]
+    return replace(x, value=ctx.emit(ops.Tile(tuple(stored)), x.tensor))
 
 
 def sliced(ctx: Context, value: Value, axis: int, start: int, stop: int) -> Value:

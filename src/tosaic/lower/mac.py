@@ -27,8 +27,8 @@ def typed(ctx: Context, x: Operand, weight: Operand) -> tuple[Operand, Operand]:
     """Input and weight of a multiply-accumulate, both integer, or else both float."""
     if weight.quant is not None and weight.quant.dtype is DType.INT4 and x.quant is not None and x.quant.dtype is DType.INT16:
         weight = replace(weight, quant=replace(weight.quant, dtype=DType.INT8))  # 4-bit weights are for int8 inputs
-    narrow = ctx.is_narrow(x) and weight.quant is not None and weight.quant.dtype in _WEIGHTS[x.quant.dtype]  # type: ignore[union-attr]
-    if narrow and (weight.is_const or not weight.quant.per_channel):  # type: ignore[union-attr]
+    narrow = ctx.is_narrow(x) and weight.quant is not None and weight.quant.dtype in _WEIGHTS[x.scaling.dtype]
+    if narrow and (weight.is_const or not weight.scaling.per_channel):
         return x, weight
     return ctx.floats(x)[0], Operand(array=weight.reals()) if weight.is_const else ctx.floats(weight)[0]
 
@@ -43,7 +43,7 @@ def accumulator(x: Operand, weight: Operand, channels: int) -> Quant | None:
     scales = np.atleast_1d(weight.quant.scales)
     scales = np.tile(scales, channels // scales.size)
     dtype = ops.ACCUMULATOR[x.quant.dtype]
-    return Quant(tuple(float(s) for s in scales * float(x.quant.scale)), 0, dtype)  # type: ignore[arg-type]
+    return Quant(tuple(float(s) for s in scales * x.scale), 0, dtype)
 
 
 def with_room_for_bias(x: Operand, weight: Operand, bias: Operand | None, axis: int, groups: int = 1) -> Operand:

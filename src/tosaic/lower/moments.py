@@ -259,4 +259,4 @@ def vector_norm(
         return sum_(ctx, size, axes, keepdim)
     stored = [a if size.perm is None else size.perm[a] for a in axes]
     op = ops.ReduceMax if order > 0 else ops.ReduceMin
-    return _finish(ctx, replace(size, value=reduced(ctx, op, size.value, stored)), axes, keepdim)  # type: ignore[arg-type]
+    return _finish(ctx, replace(size, value=reduced(ctx, op, size.tensor, stored)), axes, keepdim)

@@ -43,7 +43,7 @@ def joined(ctx: Context, operands: Sequence[Operand]) -> list[Operand]:
     kinds = {x.value.dtype for x in operands if x.value is not None and x.quant is None}
     if kinds and kinds <= {DType.INT32, DType.BOOL}:
         dtype = np.int64 if DType.INT32 in kinds else np.bool_
-        return [replace(x, array=x.array.astype(dtype)) if x.is_const else x for x in operands]  # type: ignore[union-attr]
+        return [replace(x, array=x.constant.astype(dtype)) if x.is_const else x for x in operands]
     return [ctx.floats(x)[0] if x.quant is not None or x.is_const else x for x in operands]
 
 
@@ -59,10 +59,10 @@ def cat(ctx: Context, tensors: list[Operand], dim: int = 0) -> Operand:
     parts, perm = ctx.same_layout(*joined(ctx, some))
     stored = [ctx.store(x) for x in parts]
     place = axis if perm is None else perm[axis]
-    if stored[0].quant is None and stored[0].value.dtype is DType.INT32 and not ctx.spec.holds("INT"):  # type: ignore[union-attr]
-        values = [ctx.emit(ops.Cast(DType.FP32), x.value) for x in stored]  # type: ignore[arg-type]
+    if stored[0].quant is None and stored[0].tensor.dtype is DType.INT32 and not ctx.spec.holds("INT"):
+        values = [ctx.emit(ops.Cast(DType.FP32), x.tensor) for x in stored]
         return Operand(ctx.emit(ops.Cast(DType.INT32), concatenated(ctx, values, place)), perm=perm)
-    return Operand(concatenated(ctx, [x.value for x in stored], place), quant=stored[0].quant, perm=perm)  # type: ignore[misc]
+    return Operand(concatenated(ctx, [x.tensor for x in stored], place), quant=stored[0].quant, perm=perm)
 
 
 @moves(aten.constant_pad_nd.default)

@@ -106,7 +106,7 @@ def _normalise(
         r = rows(ctx, x, dims)
         value, perm = r.value, r.perm or tuple(range(rank))
     else:
-        value, perm = ctx.floats(x)[0].value, tuple(range(rank))  # type: ignore[assignment]
+        value, perm = ctx.floats(x)[0].tensor, tuple(range(rank))
     shape, reduced_dims = value.shape, {perm[d % rank] for d in dims}
     sizes = [(shape[i], i in reduced_dims) for i in range(rank)]
     if groups:
@@ -121,8 +121,8 @@ def _normalise(
         for op, array in zip((ops.Mul(), ops.Add()), stored, strict=True):
             y = y if array is None else ctx.emit(op, y, ctx.real(array, y))
         return Operand(y)
-    flat = ctx.reshape(ctx.to_i32(r.x).value, merged)  # type: ignore[arg-type]
-    y, factor = _normalised(ctx, flat, axes, r.scale, eps, centre, r.x.quant.dtype is DType.INT32)  # type: ignore[union-attr]
+    flat = ctx.reshape(ctx.to_i32(r.x).tensor, merged)
+    y, factor = _normalised(ctx, flat, axes, r.scale, eps, centre, r.x.scaling.dtype is DType.INT32)
     length = math.prod(merged[a] for a in axes)
     return _affine(ctx, Operand(ctx.reshape(y, shape), perm=r.perm), factor, math.sqrt(length), *stored)
 

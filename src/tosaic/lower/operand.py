@@ -24,6 +24,12 @@ class Quant:
     dtype: DType
 
     @property
+    def per_tensor(self) -> float:
+        """The scale, where there is one for all channels."""
+        assert not isinstance(self.scale, tuple)
+        return float(self.scale)
+
+    @property
     def per_channel(self) -> bool:
         return isinstance(self.scale, tuple)
 
@@ -93,11 +99,34 @@ class Operand:
     origin: Origin | None = None
 
     @property
+    def tensor(self) -> Value:
+        """What is stored, of an operand that is no constant."""
+        assert self.value is not None
+        return self.value
+
+    @property
+    def constant(self) -> np.ndarray:
+        """The array of a constant."""
+        assert self.array is not None
+        return self.array
+
+    @property
+    def scaling(self) -> Quant:
+        """Of an operand that is quantized."""
+        assert self.quant is not None
+        return self.quant
+
+    @property
+    def scale(self) -> float:
+        """Of an operand that is quantized per tensor."""
+        return self.scaling.per_tensor
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Logical shape."""
         if self.view is not None:
             return self.view
-        stored = self.array.shape if self.value is None else self.value.shape  # type: ignore[union-attr]
+        stored = self.constant.shape if self.value is None else self.value.shape
         return tuple(stored) if self.perm is None else tuple(stored[p] for p in self.perm)
 
     @property

@@ -37,7 +37,7 @@ def per_token_linear(ctx: Context, x: Operand, weight: Operand, bias: Operand | 
         return linear(ctx, x, weight, bias)
     room = min(_MOST_ROOM, max(7, ctx.used_bits(x)))
     x = ctx.plain(x)
-    value, scale = x.value, float(x.quant.scale)  # type: ignore[arg-type, union-attr]
+    value, scale = x.value, x.scale
     assert value is not None
     largest = ctx.emit(ops.ReduceMax(len(value.shape) - 1), ctx.emit(ops.Abs(), value))
     count = calc(ctx, ops.Maximum(), calc(ctx, ops.Sub(), ctx.emit(ops.Clz(), largest), 32 - room), 0)

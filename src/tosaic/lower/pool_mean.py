@@ -104,7 +104,7 @@ def _image_sums(ctx: Context, x: Operand, value: Value, w: Windows) -> Operand:
     dtype = ops.ACCUMULATOR[x.quant.dtype]
     out = ctx.emit(op, value, ctx.i8(ones), ctx.builder.const(np.zeros(channels), dtype))
     bits = math.ceil(math.log2(math.prod(w.kernel))) + ctx.magnitude_bits(x)
-    return Operand(out, quant=Quant(float(x.quant.scale), 0, dtype), perm=FIRST[2], bits=bits)  # type: ignore[arg-type]
+    return Operand(out, quant=Quant(x.scale, 0, dtype), perm=FIRST[2], bits=bits)
 
 
 def _volume_sums(ctx: Context, x: Operand, value: Value, w: Windows) -> Operand:
@@ -171,7 +171,7 @@ def _uneven_means(ctx: Context, x: Operand, sizes: Sequence[tuple[int, int]]) ->
         # up to 12 more bits than the input has, so that the two roundings are far below its own; sums stay below 2^30
         longest = max(-(-x.shape[axis] // count) + 1 for axis, count in sizes)
         extra = min(12 if ctx.magnitude_bits(x) <= 15 else 0, 30 - ctx.magnitude_bits(x) - math.ceil(math.log2(longest)))
-        scale, bits = float(x.quant.scale) / 2.0**extra, ctx.magnitude_bits(x) + extra  # type: ignore[union-attr, arg-type]
+        scale, bits = x.scale / 2.0**extra, ctx.magnitude_bits(x) + extra
         value = ctx.to_i32(x, scale).value
     for axis, count in sizes:
         assert value is not None

@@ -32,7 +32,7 @@ _MANY, _STEP = 2.0**10, 2.0**-20  # nats: operands that reach beyond the first a
 
 def _scale(x: Operand) -> float:
     assert x.quant is not None
-    return float(x.quant.scale)  # type: ignore[arg-type]
+    return x.scale
 
 
 def _mantissa_bits(needed: float) -> int:
@@ -155,7 +155,7 @@ def exponential(ctx: Context, x: Operand, rate: float) -> Operand:
     ctx.want = want
     assert result.quant is not None
     factor = math.exp(rate * centre * scale + half)
-    return replace(result, quant=Quant(float(result.quant.scale) * factor, 0, DType.INT32))  # type: ignore[arg-type]
+    return replace(result, quant=Quant(result.scale * factor, 0, DType.INT32))
 
 
 def periodic(ctx: Context, x: Operand, function: Function, period: float) -> Operand:

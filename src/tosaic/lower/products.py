@@ -39,7 +39,7 @@ def linear(ctx: Context, x: Operand, weight: Operand, bias: Operand | None = Non
     rows = math.prod(x.shape[:-1])
     value = ctx.reshape(ctx.logical(ctx.resolve_clamp(x)), (1, rows, 1, x.shape[-1]))
     b = stored_bias(ctx, bias, acc, channels, value)
-    w = stored_weight(ctx, Operand(array=weight.array[:, None, None, :], quant=weight.quant), range(4), value)  # type: ignore[index]
+    w = stored_weight(ctx, Operand(array=weight.constant[:, None, None, :], quant=weight.quant), range(4), value)
     out = ctx.emit(ops.Conv2d((1, 1), (0,) * 4, (1, 1), zero_point(x)), value, w, b)
     result = Operand(out, quant=acc, view=(*x.shape[:-1], channels), bits=magnitude(x, w, (0,), b))
     return result if bias is None or bias.is_const else add_operands(ctx, result, bias, ops.Add())
@@ -49,7 +49,7 @@ def _with_computed_weight(ctx: Context, x: Operand, weight: Operand, bias: Opera
     """A matrix product of all rows with the transposed weight."""
     turned = Operand(ctx.permuted(ctx.resolve_clamp(ctx.uniform(weight)), (1, 0)), quant=weight.quant)
     x = ctx.plain(x)
-    rows = Operand(ctx.reshape(x.value, (math.prod(x.shape[:-1]), x.shape[-1])), quant=x.quant)  # type: ignore[arg-type]
+    rows = Operand(ctx.reshape(x.tensor, (math.prod(x.shape[:-1]), x.shape[-1])), quant=x.quant)
     out = matmul(ctx, rows, turned)
     assert out.value is not None
     out = Operand(out.value, quant=out.quant, view=(*x.shape[:-1], weight.shape[0]), bits=out.bits)
@@ -62,7 +62,7 @@ def _with_computed_weight(ctx: Context, x: Operand, weight: Operand, bias: Opera
 @lower(aten.bmm.default, aten.mm.default)
 def matmul(ctx: Context, a: Operand, b: Operand) -> Operand:
     """bmm(Tensor self, Tensor mat2) -> Tensor"""
-    integer = ctx.is_narrow(a) and ctx.is_narrow(b) and a.quant.dtype is b.quant.dtype  # type: ignore[union-attr]
+    integer = ctx.is_narrow(a) and ctx.is_narrow(b) and a.scaling.dtype is b.scaling.dtype
     if not integer:
         a, b = ctx.floats(a, b)
     shape = (*a.shape[:-1], b.shape[-1])
@@ -73,7 +73,7 @@ def matmul(ctx: Context, a: Operand, b: Operand) -> Operand:
         return Operand(ctx.emit(ops.MatMul(), lhs, rhs), view=shape)
     assert a.quant is not None and b.quant is not None
     dtype = ops.ACCUMULATOR[a.quant.dtype]
-    acc = Quant(float(a.quant.scale) * float(b.quant.scale), 0, dtype)  # type: ignore[arg-type]
+    acc = Quant(a.scale * b.scale, 0, dtype)
     out = ctx.emit(ops.MatMul(a.quant.zero_point, b.quant.zero_point), lhs, rhs)
     bits = (255 * 255 if dtype is DType.INT32 else 1 << 30) * a.shape[-1]
     return Operand(out, quant=acc, view=shape, bits=bits.bit_length(), exact=dtype is DType.INT32)

@@ -30,14 +30,14 @@ def operand(x: Operand | float) -> Operand:
 
 
 def is_bool(x: Operand) -> bool:
-    return x.array.dtype.kind == "b" if x.array is not None else x.value.dtype is DType.BOOL  # type: ignore[union-attr]
+    return x.array.dtype.kind == "b" if x.array is not None else x.tensor.dtype is DType.BOOL
 
 
 def is_whole(x: Operand) -> bool:
     """Integers and bools of the model: no quantization, no fractions."""
     if x.quant is not None:
         return False
-    return x.array.dtype.kind in "biu" if x.array is not None else x.value.dtype in (DType.BOOL, *_INTEGERS)  # type: ignore[union-attr]
+    return x.array.dtype.kind in "biu" if x.array is not None else x.tensor.dtype in (DType.BOOL, *_INTEGERS)
 
 
 def is_quantized(ctx: Context, *operands: Operand) -> bool:
@@ -76,7 +76,7 @@ def as_real(ctx: Context, x: Operand) -> Operand:
     if not is_whole(x):
         return x
     if x.is_const:
-        return Operand(array=x.array.astype(np.float64))  # type: ignore[union-attr]
+        return Operand(array=x.constant.astype(np.float64))
     if wants_integers(ctx):
         if x.value is not None and x.value.dtype in (DType.INT8, DType.INT16):
             return replace(x, quant=Quant(1.0, 0, x.value.dtype))
@@ -143,4 +143,4 @@ def broadcast(ctx: Context, *operands: Operand) -> tuple[list[Operand], tuple[in
 
 
 def values(operands: Sequence[Operand]) -> list[Value]:
-    return [x.value for x in operands]  # type: ignore[misc]
+    return [x.tensor for x in operands]

@@ -77,7 +77,7 @@ def _count(ctx: Context, x: Operand, dims: Sequence[int] | None, keepdim: bool) 
     if ctx.spec.holds("INT"):
         return _reduced(ctx, as_int(ctx, x), axes, ops.ReduceSum, None if keepdim else final)
     total = _reduced(ctx, as_real(ctx, x), axes, ops.ReduceSum, None if keepdim else final)
-    whole = ctx.emit(ops.Cast(DType.INT32), total.value)  # type: ignore[arg-type]
+    whole = ctx.emit(ops.Cast(DType.INT32), total.tensor)
     return Operand(ctx.bounded(whole, 0, math.prod(x.shape[a] for a in axes), "a count of bools") if is_bool(x) else whole)
 
 
@@ -114,7 +114,7 @@ def _sum_by_product(ctx: Context, x: Operand, final: tuple[int, ...] | None, div
     ones = ctx.i8(np.ones((batch, length, 1)))
     total = ctx.emit(ops.MatMul(x.quant.zero_point, 0), ctx.reshape(ctx.logical(x), (batch, rows, length)), ones)
     shape = (*lead, rows, 1) if final is None else final
-    quant = Quant(float(x.quant.scale) / divisor, 0, DType.INT32)  # type: ignore[arg-type]
+    quant = Quant(x.scale / divisor, 0, DType.INT32)
     return Operand(ctx.reshape(total, shape), quant=quant, bits=8 + math.ceil(math.log2(length)), exact=True)
 
 
@@ -129,7 +129,7 @@ def _summable(ctx: Context, x: Operand, count: int) -> tuple[Operand, float]:
     bits = ctx.magnitude_bits(x) + math.ceil(math.log2(count))
     over = excess(bits)
     assert x.quant is not None
-    scale = float(x.quant.scale) * 2.0**over  # type: ignore[arg-type]
+    scale = x.scale * 2.0**over
     return replace(ctx.store(ctx.to_i32(x, scale)), bits=bits - over), scale
 
 
@@ -207,7 +207,7 @@ def prod(ctx: Context, x: Operand, dim: int, keepdim: bool = False, dtype: torch
     product = _pairwise(ctx, Operand(ctx.store(x).value) if whole else ctx.plain(x), axis)
     ctx.want = want
     product = ctx.plain(product)
-    return product if keepdim else replace(product, value=ctx.reshape(product.value, final))  # type: ignore[arg-type]
+    return product if keepdim else replace(product, value=ctx.reshape(product.tensor, final))
 
 
 def _pairwise(ctx: Context, x: Operand, axis: int) -> Operand:

@@ -101,7 +101,7 @@ def _resize(ctx: Context, x: Operand, axes: list[Axis], mode: ops.ResizeMode) ->
         out = ctx.emit(ops.Sub(), out, ctx.i32(weight * x.quant.zero_point, 4))
     dtype = ops.ACCUMULATOR[x.quant.dtype]
     bits = ctx.magnitude_bits(x) + weight.bit_length()
-    return Operand(out, quant=Quant(float(x.quant.scale) / weight, 0, dtype), perm=NCHW, bits=bits)  # type: ignore[arg-type]
+    return Operand(out, quant=Quant(x.scale / weight, 0, dtype), perm=NCHW, bits=bits)
 
 
 def _taps(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -177,7 +177,7 @@ def _weighted(ctx: Context, x: Operand, weights: np.ndarray) -> Operand:
     grows = math.ceil(math.log2(np.abs(weights).sum(1).max()) - 1e-9)
     drop = grows if x.bits is None else 0
     stored = ctx.i32(np.rint(factors * 2.0 ** (_WEIGHT_BITS - drop)))
-    total = ctx.emit(ops.ReduceSum(2), ctx.emit(ops.Mul(_WEIGHT_BITS), x.value, stored))  # type: ignore[arg-type]
+    total = ctx.emit(ops.ReduceSum(2), ctx.emit(ops.Mul(_WEIGHT_BITS), x.tensor, stored))
     assert x.quant is not None
     scale = float(x.quant.scales) * 2.0**drop
     return replace(x, value=total, quant=Quant(scale, 0, DType.INT32), bits=None if x.bits is None else x.bits + grows + 1)
@@ -193,12 +193,12 @@ def _interpolation(
     wide = x.quant is not None and not ctx.is_narrow(x) and (ctx.want is None or ctx.want.dtype is DType.INT32)
     wide |= x.quant is not None and x.quant.dtype is DType.INT16 and not ctx.spec.holds("int16")
     axes = None if mode is None or wide or spatial > 2 else _axes(ctx, matrices, factors, mode, corners, exact)
-    if axes is None:
+    if axes is None or mode is None:
         return interpolated(ctx, x if wide else poolable(ctx, x), matrices)
     x = poolable(ctx, x)
     if spatial == 1:
-        return squeeze(ctx, reshapable(ctx, _resize(ctx, unsqueeze(ctx, x, -2), [(1, 1, 0, 0), *axes], mode)), -2)  # type: ignore[arg-type]
-    return _resize(ctx, x, axes, mode)  # type: ignore[arg-type]
+        return squeeze(ctx, reshapable(ctx, _resize(ctx, unsqueeze(ctx, x, -2), [(1, 1, 0, 0), *axes], mode)), -2)
+    return _resize(ctx, x, axes, mode)
 
 
 def _given(x: Operand, size: list[int], scales: Sequence[float | None]) -> tuple[Sizes, Factors]:

@@ -178,7 +178,7 @@ def _places(numbers: _Numbers, grid: Operand, sizes: Sequence[int], reach: float
         value = ctx.logical(ctx.store(grid))
     else:
         grid = _whole_grid(ctx, grid)
-        scale = float(grid.quant.scales)  # type: ignore[union-attr]
+        scale = float(grid.scaling.scales)
         value, limit = ctx.logical(ctx.store(grid)), int(reach / scale)
         if limit < 2**30:
             value = ctx.emit(ops.Minimum(), value, ctx.i32(limit, len(value.shape)))

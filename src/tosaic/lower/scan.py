@@ -46,14 +46,14 @@ def cumsum(ctx: Context, x: Operand, dim: int, dtype: torch.dtype | None = None)
     narrow = ctx.is_narrow(x) and x.quant is not None and x.quant.dtype is DType.INT8
     if narrow or x.quant is None:
         x = ctx.plain(x) if narrow else ctx.floats(x)[0]
-        if x.value.dtype in (DType.INT8, DType.FP32) and length <= _MATRIX:  # type: ignore[union-attr]
+        if x.tensor.dtype in (DType.INT8, DType.FP32) and length <= _MATRIX:
             return _by_triangle(ctx, x, axis)
     if x.quant is None:
         return Operand(_doubling(ctx, x, axis, _added).value)
     x = ctx.plain(x)
     bits = ctx.magnitude_bits(x) + math.ceil(math.log2(length))
     over = max(0, bits - 29)
-    x = replace(ctx.to_i32(x, float(x.quant.scale) * 2.0**over), bits=bits - over)  # type: ignore[union-attr, arg-type]
+    x = replace(ctx.to_i32(x, x.scale * 2.0**over), bits=bits - over)
     return _doubling(ctx, x, axis, _added)
 
 
@@ -88,7 +88,7 @@ def _doubling(ctx: Context, x: Operand, axis: int, join: Callable[[Context, Oper
 
 
 def _added(ctx: Context, x: Operand, moved: Value) -> Operand:
-    return replace(x, value=ctx.emit(ops.Add(), x.value, moved))  # type: ignore[arg-type]
+    return replace(x, value=ctx.emit(ops.Add(), x.tensor, moved))
 
 
 @lower(aten.cumprod.default)
@@ -107,7 +107,7 @@ def cumprod(ctx: Context, x: Operand, dim: int, dtype: torch.dtype | None = None
     want, ctx.want = ctx.want, None
     x = ctx.plain(x)
     bits = ctx.magnitude_bits(x)
-    x = replace(ctx.to_i32(x, float(x.quant.scale) * 2.0 ** (bits - _BITS)), bits=_BITS)  # type: ignore[union-attr, arg-type]
+    x = replace(ctx.to_i32(x, x.scale * 2.0 ** (bits - _BITS)), bits=_BITS)
     result = _doubling(ctx, x, axis, _multiplied, 1.0)
     ctx.want = want
     return result

@@ -43,7 +43,7 @@ def write(ctx: Context, values: Value, index: Operand, rows: Value) -> Value:
     if index.array is None:
         if index.shape[1] > values.shape[1]:
             raise ctx.refuse(f"{index.shape[1]} writes to {values.shape[1]} places at computed indices: some are the same")
-        return scatter_rows(ctx, values, index.value, rows)  # type: ignore[arg-type]
+        return scatter_rows(ctx, values, index.tensor, rows)
     array = index.array.astype(np.int64)
     batches, size = values.shape[:2]
     whole = (array + np.arange(batches)[:, None] * size).reshape(-1)
@@ -144,7 +144,7 @@ def index_put(ctx: Context, x: Operand, indices: Sequence[Operand | None], value
         pre, size, post = around(at.x.shape, at.axis)
         count = math.prod(at.block)
         index = _batched(ctx, at.index, pre)
-        old, new = ctx.reshape(rows[0].value, (pre, size, post)), ctx.reshape(rows[1].value, (pre, count, post))  # type: ignore[arg-type]
+        old, new = ctx.reshape(rows[0].tensor, (pre, size, post)), ctx.reshape(rows[1].tensor, (pre, count, post))
         result = write(ctx, old, index, new)
         found = Operand(ctx.reshape(result, at.x.shape), quant=rows[0].quant)
     return _unordered(ctx, found, x.shape, at.order)
@@ -165,7 +165,7 @@ def _same_for_all(ctx: Context, at: Indexed, values: Operand) -> Operand | None:
 
 
 def _is_mask(index: Operand) -> bool:
-    return index.array.dtype.kind == "b" if index.array is not None else index.value.dtype is DType.BOOL  # type: ignore[union-attr]
+    return index.array.dtype.kind == "b" if index.array is not None else index.tensor.dtype is DType.BOOL
 
 
 def _masked(ctx: Context, x: Operand, axis: int, mask: Operand, values: Operand, accumulate: bool) -> Operand:

@@ -65,7 +65,7 @@ def _of_integers(ctx: Context, a: Operand, b: Operand, axis: int, eps: float) ->
 def _inverse_norm(ctx: Context, x: Operand, axis: int, eps: float) -> tuple[Deviations, Value, float]:
     """A row that fills int32, s 2^16 / its norm, and log2 s."""
     assert x.value is not None and x.quant is not None
-    unit = min(eps / float(x.quant.scale), 2.0**30)  # type: ignore[arg-type]
+    unit = min(eps / x.scale, 2.0**30)
     seen = unit >= NO_EPS
     d = deviations(ctx, x.value, [axis], False, least=math.ceil(unit) if seen else 1)
     v, _ = whole_sum(ctx, d)

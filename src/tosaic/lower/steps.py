@@ -35,12 +35,12 @@ def absolute(ctx: Context, x: Operand) -> Operand:
     if is_whole(x):
         return Operand(ctx.emit(ops.Abs(), ctx.logical(x)))
     if x.quant is None:
-        return Operand(ff.absolute(ctx, ctx.floats(x)[0].value))  # type: ignore[arg-type]
+        return Operand(ff.absolute(ctx, ctx.floats(x)[0].tensor))
     x = ctx.store(ctx.resolve_clamp(ctx.uniform(x)))
-    if ctx.want is not None and x.quant.dtype is ctx.want.dtype is DType.INT8:  # type: ignore[union-attr]
+    if ctx.want is not None and x.scaling.dtype is ctx.want.dtype is DType.INT8:
         return by_stored(ctx, x, np.abs)
     bits = structural_bits(x)
-    x = x if x.quant.dtype is DType.INT32 else ctx.to_i32(x)  # type: ignore[union-attr]
+    x = x if x.scaling.dtype is DType.INT32 else ctx.to_i32(x)
     assert x.quant is not None and x.value is not None
     return like(x, ctx.emit(ops.Abs(), x.value), x.quant, bits)
 
@@ -48,7 +48,7 @@ def absolute(ctx: Context, x: Operand) -> Operand:
 def _nearest(ctx: Context, x: Operand) -> tuple[Value, Value]:
     """n, the whole number nearest to x, and x - n in the steps of x; |stored| < 2^30, steps in (2^-28, 1)."""
     assert x.quant is not None and x.value is not None
-    steps = 1.0 / float(x.quant.scale)  # type: ignore[arg-type]
+    steps = 1.0 / x.scale
     n = ctx.rescale(x.value, Quant(1 / steps, 0, DType.INT32), WHOLE)
     shift = 29 - max(0, int(steps).bit_length() - 1)
     back = ctx.emit(ops.Mul(shift), n, ctx.i32(round(steps * 2.0**shift), len(n.shape)))
@@ -61,7 +61,7 @@ def _nearest(ctx: Context, x: Operand) -> tuple[Value, Value]:
 def _result(x: Operand, value: Value) -> Operand:
     """Whole numbers, which are exact at scale 1."""
     assert x.quant is not None
-    bits = math.ceil(math.log2(float(x.quant.scale) * 2.0 ** structural_bits(x) + 2))  # type: ignore[arg-type]
+    bits = math.ceil(math.log2(x.scale * 2.0 ** structural_bits(x) + 2))
     return replace(like(x, value, WHOLE, bits), exact=True)
 
 
@@ -89,7 +89,7 @@ def _to_zero(ctx: Context, x: Operand) -> Operand:
 def _half_even(ctx: Context, x: Operand) -> Operand:
     """n; where halves are stored numbers too, the even one of the two that are as near."""
     assert x.quant is not None and x.value is not None
-    scale = float(x.quant.scale)  # type: ignore[arg-type]
+    scale = x.scale
     half = round(0.5 / scale)
     if abs(0.5 / scale - half) * 2.0**24 * scale > 0.25:
         return _result(x, ctx.rescale(x.value, Quant(scale, 0, DType.INT32), WHOLE))
@@ -104,7 +104,7 @@ def _in_steps(kernel: Kernel) -> Kernel:
 
     def wide(ctx: Context, x: Operand) -> Operand:
         assert x.quant is not None
-        scale = float(x.quant.scale)  # type: ignore[arg-type]
+        scale = x.scale
         if scale >= 1:
             return x
         return kernel(ctx, ctx.to_i32(x, _FINEST) if scale < _FINEST else x)

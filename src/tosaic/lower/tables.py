@@ -90,7 +90,7 @@ def like(x: Operand, value: Value, quant: Quant, bits: int | None) -> Operand:
 def times(x: Operand, factor: float) -> Operand:
     """x * factor, by its scale."""
     assert x.quant is not None
-    return replace(x, quant=replace(x.quant, scale=float(x.quant.scale) * factor))  # type: ignore[arg-type]
+    return replace(x, quant=replace(x.quant, scale=x.scale * factor))
 
 
 def wanted_limit(ctx: Context) -> float:
@@ -131,7 +131,7 @@ def by_stored(ctx: Context, x: Operand, real: Real) -> Operand:
 def _of_int16(ctx: Context, x: Operand, function: Function) -> Operand:
     """TABLE of int16 where the result stays within a step of int16, else one entry for each stored value."""
     assert x.quant is not None and x.value is not None
-    edge = float(x.quant.scale) * 2**15  # type: ignore[arg-type]
+    edge = x.scale * 2**15
     if ctx.spec.holds("int16"):
         whole, limit = replace(function, real=function.whole, is_gate=False), wanted_in_use(ctx)
         for radius in sorted({edge, min(edge, function.reach)}, reverse=True):
@@ -167,7 +167,7 @@ def by_interval(ctx: Context, x: Operand, function: Function, centre: int = 0, r
         return like(x, value, Quant(steps.scale, 0, DType.INT32), steps.bits())
     # |gate| < 2^bits, so that the product is within the operand
     shift = steps.bits()
-    scale = float(x.quant.scale) * steps.scale * 2.0**shift  # type: ignore[arg-type]
+    scale = x.scale * steps.scale * 2.0**shift
     return like(x, ctx.emit(ops.Mul(shift), x.value, value), Quant(scale, 0, DType.INT32), structural_bits(x))
 
 
@@ -249,13 +249,13 @@ def typical(x: Operand) -> float:
     """
     assert x.quant is not None
     steps = x.calibrated or (2.0 ** (x.bits - 4) if x.bits is not None else CALIBRATED)
-    return float(x.quant.scale) * steps  # type: ignore[arg-type]
+    return x.scale * steps
 
 
 def _bound(x: Operand) -> float | None:
     """The bound of an operand of which calibration says nothing."""
     assert x.quant is not None
-    return None if x.bits is None or x.calibrated is not None else float(x.quant.scale) * 2.0**x.bits  # type: ignore[arg-type]
+    return None if x.bits is None or x.calibrated is not None else x.scale * 2.0**x.bits
 
 
 def _edges(x: Operand) -> list[float]:

@@ -183,7 +183,7 @@ class _Walk:
             shape = tuple(shape[p] for p in NHWC)
         dtype = stored.dtype if stored else _input_dtype(node, example)
         value = self.builder.input(node.name, dtype, shape)
-        scale = float(stored.scale) if stored else None  # type: ignore[arg-type]
+        scale = float(stored.scale) if stored else None
         zero_point = stored.zero_point if stored else None
         self._note(node, Operand(value, quant=stored, perm=perm))
         self.inputs.append(Port(value.name, dtype, shape, scale, zero_point, "nhwc" if perm else "model"))
@@ -207,7 +207,7 @@ class _Walk:
         value.name = name
         if isinstance(leaf, Node) and value.meaning is None:
             self._note(_source(leaf), Operand(value, quant=x.quant, perm=NCHW if nhwc else None))
-        scale = float(x.quant.scale) if x.quant else None  # type: ignore[arg-type]
+        scale = x.scale if x.quant else None
         zero_point = x.quant.zero_point if x.quant else None
         return value, Port(name, value.dtype, value.shape, scale, zero_point, "nhwc" if nhwc else "model")
 
@@ -258,7 +258,7 @@ class _Walk:
             return
         if x.clamped or (x.quant is not None and x.quant.per_channel):
             return
-        scale, zero_point = (None, None) if x.quant is None else (float(x.quant.scale), x.quant.zero_point)  # type: ignore[arg-type]
+        scale, zero_point = (None, None) if x.quant is None else (x.scale, x.quant.zero_point)
         meaning = Meaning(node.name, scale, zero_point)
         if x.view is not None:
             meaning = meaning.after(("reshape", x.view))
@@ -359,7 +359,7 @@ def _part(node: Node, parts: tuple[Operand, ...]) -> Operand:
     """One of several results."""
     producer, position = node.args
     if position >= len(parts):
-        raise UnsupportedError(f"{producer.target}: its result number {position} is not computed")  # type: ignore[union-attr]
+        raise UnsupportedError(f"{producer.target}: its result number {position} is not computed")
     return parts[position]
 
 
