@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import math
+from typing import Any
 
 import torch
 from torch.fx import Node
@@ -54,6 +54,14 @@ def _depth_of(node: Node, found: dict[str, float]) -> float | None:
     return found.get(node.name) if passes else None
 
 
+def attribute(model: torch.fx.GraphModule, node: Any) -> torch.Tensor:
+    """The tensor of a get_attr node."""
+    found: Any = model
+    for part in str(node.target).split("."):
+        found = getattr(found, part)
+    return found
+
+
 def bounds(model: torch.fx.GraphModule) -> dict[str, float]:
     """Magnitudes that values cannot pass, whatever the input: of functions with a known range and of limits, through data movement."""
     found: dict[str, float] = {}
@@ -83,7 +91,7 @@ def uneven_tables(model: torch.fx.GraphModule) -> set[Node]:
     found: set[Node] = set()
     for node in model.graph.nodes:
         if node.target is aten.embedding.default and node.args[0].op == "get_attr":
-            table = functools.reduce(getattr, str(node.args[0].target).split("."), model).detach().float()
+            table = attribute(model, node.args[0]).detach().float()
             step = table.abs().amax(1, keepdim=True).clamp(min=1e-30) / 127
             noise = (table - torch.round(table / step) * step).square().sum(0)
             ratio = noise / table.square().sum(0).clamp(min=1e-30)  # of each column: outliers must not count for the others

@@ -15,6 +15,7 @@ from torch.fx import GraphModule, Node
 
 from tosaic import digits
 from tosaic.operators import per_token_linear
+from tosaic.quantization.analysis import attribute
 from tosaic.quantization.pt2e import DEQUANTIZE
 from tosaic.quantization.rules import RULES
 
@@ -33,7 +34,7 @@ def is_layer(node: Node) -> bool:
 def bias_of(module: GraphModule, node: Node) -> torch.Tensor | None:
     """The bias [channels] of a layer."""
     bias = node.args[2] if len(node.args) > 2 else None
-    return None if bias is None else _attribute(module, bias)
+    return None if bias is None else attribute(module, bias)
 
 
 def set_bias(module: GraphModule, node: Node, bias: torch.Tensor) -> None:
@@ -84,19 +85,12 @@ def _steps(module: GraphModule, node: Node) -> torch.Tensor | None:
     quantize, scales, _, axis = weight.args[:4]
     assert isinstance(quantize, Node)
     numbers = _constant(module, quantize.args[0]).movedim(axis, 0)
-    return _attribute(module, scales).double() * scale * numbers.flatten(1).any(1)
+    return attribute(module, scales).double() * scale * numbers.flatten(1).any(1)
 
 
 def _constant(module: GraphModule, node: Any) -> torch.Tensor:
     """A parameter, or what is computed from nothing else."""
     if node.op == "get_attr":
-        return _attribute(module, node)
+        return attribute(module, node)
     args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: _constant(module, n))
     return node.target(*args, **kwargs)
-
-
-def _attribute(module: nn.Module, node: Any) -> torch.Tensor:
-    found: Any = module
-    for part in str(node.target).split("."):
-        found = getattr(found, part)
-    return found
