@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -34,11 +35,11 @@ def branch(
     return values
 
 
-def both(build: object) -> tuple[Graph, Graph]:
+def both(build: Callable[[Builder, Value], list[Value]]) -> tuple[Graph, Graph]:
     """A graph of branches of one input before and after, the same bits."""
     b = Builder()
     x = b.input("x", DType.INT8, (1, 1, 6, 8))
-    graph = b.finish(build(b, x))  # type: ignore[operator]
+    graph = b.finish(build(b, x))
     after = merge_siblings(graph)
     verify(after)
     data = np.random.default_rng(0).integers(-128, 128, (1, 1, 6, 8)).astype(np.int8)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -29,11 +31,11 @@ def moved(b: Builder, x: Value, seed: int) -> Value:
     return b.emit(ops.Transpose(tuple(int(i) for i in np.random.default_rng(seed).permutation(len(x.shape)))), x)
 
 
-def both(build: object) -> tuple[Graph, Graph]:
+def both(build: Callable[[Builder, Value], list[Value]]) -> tuple[Graph, Graph]:
     """Before and after, the same elements."""
     b = Builder()
     x = b.input("x", DType.INT8, (10, 72))
-    graph = b.finish(build(b, b.emit(ops.Reshape(SHAPE), x)))  # type: ignore[operator]
+    graph = b.finish(build(b, b.emit(ops.Reshape(SHAPE), x)))
     after = merge_sliced_axes(graph)
     verify(after)
     data = np.random.default_rng(0).integers(-128, 128, (10, 72)).astype(np.int8)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tosaic.quantization.rules import RULES, Kind
@@ -125,6 +126,11 @@ def layer(name: str, op: torch._ops.OpOverload, make: Callable[[], nn.Module], *
 def function(name: str, op: torch._ops.OpOverload, run: Callable[..., Any], *shapes: tuple[int, ...], **options: Any) -> Row:
     """A row about a function of tensors."""
     return Row(name, op, lambda: Function(run), shapes, **options)
+
+
+def resized(name: str, op: torch._ops.OpOverload, shape: tuple[int, ...], **options: Any) -> Row:
+    """A row about images of another size."""
+    return function(name, op, lambda a: F.interpolate(a, **options), shape)
 
 
 def exact(*rows: Row) -> tuple[Row, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from ops.rows import Row, exact, function, layer
+from ops.rows import exact, function, layer, resized
 from torch import Tensor, nn
 
 aten = torch.ops.aten
@@ -211,10 +211,6 @@ POOLS = (
 )
 
 
-def resized(name: str, op: torch._ops.OpOverload, shape: tuple[int, ...] = PICTURE, **options: object) -> Row:
-    return function(name, op, lambda a: F.interpolate(a, **options), shape)  # type: ignore[arg-type]
-
-
 class NearestWide(nn.Module):
     """Interpolation of a value that arithmetic reads."""
 
@@ -228,16 +224,16 @@ class NearestWide(nn.Module):
 
 RESIZES = (
     resized("nearest_2", NEAREST, (2, 3, 4, 5), scale_factor=2),
-    resized("nearest_3", NEAREST, scale_factor=3),
-    resized("nearest_3_by_2", NEAREST, scale_factor=1.5),
-    resized("nearest_4_by_3", NEAREST, size=(8, 11)),
-    resized("nearest_half", NEAREST, scale_factor=0.5),
-    resized("nearest_mixed", NEAREST, scale_factor=(0.7, 2.3)),
+    resized("nearest_3", NEAREST, PICTURE, scale_factor=3),
+    resized("nearest_3_by_2", NEAREST, PICTURE, scale_factor=1.5),
+    resized("nearest_4_by_3", NEAREST, PICTURE, size=(8, 11)),
+    resized("nearest_half", NEAREST, PICTURE, scale_factor=0.5),
+    resized("nearest_mixed", NEAREST, PICTURE, scale_factor=(0.7, 2.3)),
     resized("nearest_1d", aten.upsample_nearest1d.vec, (2, 3, 7), scale_factor=2),
     layer("nearest_wide", NEAREST, lambda: NearestWide(scale_factor=2), PICTURE),
     layer("nearest_wide_uneven", NEAREST, lambda: NearestWide(size=(9, 5)), PICTURE),
     *(
-        resized(f"bilinear_{name}{'_corners' if corners else ''}", BILINEAR, mode="bilinear", align_corners=corners, **options)
+        resized(f"bilinear_{name}{'_corners' if corners else ''}", BILINEAR, PICTURE, mode="bilinear", align_corners=corners, **options)
         for corners in (False, True)
         for name, options in {
             "2": {"scale_factor": 2},
@@ -249,9 +245,9 @@ RESIZES = (
             "2_by_3": {"size": (4, 5)},
         }.items()
     ),
-    resized("bilinear_to_one", BILINEAR, mode="bilinear", align_corners=True, size=(1, 5)),
+    resized("bilinear_to_one", BILINEAR, PICTURE, mode="bilinear", align_corners=True, size=(1, 5)),
     resized("bilinear_from_one", BILINEAR, (1, 3, 1, 6), mode="bilinear", align_corners=True, size=(4, 6)),
-    resized("bilinear_recomputed", BILINEAR, mode="bilinear", scale_factor=1.4, recompute_scale_factor=True),
+    resized("bilinear_recomputed", BILINEAR, PICTURE, mode="bilinear", scale_factor=1.4, recompute_scale_factor=True),
     resized("bilinear_1d", aten.upsample_linear1d.vec, (2, 3, 7), mode="linear", scale_factor=2),
     resized("bilinear_1d_corners", aten.upsample_linear1d.vec, (2, 3, 7), mode="linear", size=10, align_corners=True),
     layer("conv_bilinear", BILINEAR, lambda: nn.Sequential(nn.Conv2d(4, 3, 3), nn.UpsamplingBilinear2d(scale_factor=2)), PICTURE),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from ops.rows import Row, function, layer
+from ops.rows import function, layer, resized
 from torch import Tensor, nn
 
 aten = torch.ops.aten
@@ -45,36 +45,32 @@ VOLUME_POOLS = (
 )
 
 
-def resized(name: str, op: torch._ops.OpOverload, shape: tuple[int, ...] = PICTURE, **options: object) -> Row:
-    return function(name, op, lambda a: F.interpolate(a, **options), shape)  # type: ignore[arg-type]
-
-
 BICUBIC, TRILINEAR, BILINEAR = aten.upsample_bicubic2d.vec, aten.upsample_trilinear3d.vec, aten.upsample_bilinear2d.vec
 EXACT, NEAREST_3D = aten._upsample_nearest_exact2d.vec, aten.upsample_nearest3d.vec
 LINEAR_AA, CUBIC_AA = aten._upsample_bilinear2d_aa.default, aten._upsample_bicubic2d_aa.default
 
 INTERPOLATIONS = (
     resized("bicubic", BICUBIC, (2, 3, 4, 5), mode="bicubic", scale_factor=2),
-    resized("bicubic_corners", BICUBIC, mode="bicubic", size=(13, 7), align_corners=True),
-    resized("bicubic_down", BICUBIC, mode="bicubic", scale_factor=(0.4, 0.7)),
-    resized("bicubic_recomputed", BICUBIC, mode="bicubic", scale_factor=1.7, recompute_scale_factor=True),
-    resized("bilinear_any_ratio", BILINEAR, mode="bilinear", size=(31, 37)),
+    resized("bicubic_corners", BICUBIC, PICTURE, mode="bicubic", size=(13, 7), align_corners=True),
+    resized("bicubic_down", BICUBIC, PICTURE, mode="bicubic", scale_factor=(0.4, 0.7)),
+    resized("bicubic_recomputed", BICUBIC, PICTURE, mode="bicubic", scale_factor=1.7, recompute_scale_factor=True),
+    resized("bilinear_any_ratio", BILINEAR, PICTURE, mode="bilinear", size=(31, 37)),
     resized("bilinear_far_down", BILINEAR, (1, 2, 70, 40), mode="bilinear", size=(3, 2)),
-    resized("bilinear_corners_to_one", BILINEAR, mode="bilinear", size=(1, 23), align_corners=True),
+    resized("bilinear_corners_to_one", BILINEAR, PICTURE, mode="bilinear", size=(1, 23), align_corners=True),
     resized("bilinear_corners_from_one", BILINEAR, (1, 3, 1, 6), mode="bilinear", size=(4, 6), align_corners=True),
     resized("linear_any_ratio", aten.upsample_linear1d.vec, (2, 3, 17), mode="linear", size=29),
     resized("trilinear", TRILINEAR, VOLUME, mode="trilinear", scale_factor=2),
     resized("trilinear_corners", TRILINEAR, VOLUME, mode="trilinear", size=(5, 9, 8), align_corners=True),
-    resized("bilinear_aa", LINEAR_AA, mode="bilinear", scale_factor=0.4, antialias=True),
-    resized("bilinear_aa_size", LINEAR_AA, mode="bilinear", size=(4, 15), antialias=True),
-    resized("bilinear_aa_corners", LINEAR_AA, mode="bilinear", size=(4, 5), antialias=True, align_corners=True),
+    resized("bilinear_aa", LINEAR_AA, PICTURE, mode="bilinear", scale_factor=0.4, antialias=True),
+    resized("bilinear_aa_size", LINEAR_AA, PICTURE, mode="bilinear", size=(4, 15), antialias=True),
+    resized("bilinear_aa_corners", LINEAR_AA, PICTURE, mode="bilinear", size=(4, 5), antialias=True, align_corners=True),
     resized("bicubic_aa", CUBIC_AA, (2, 3, 16, 16), mode="bicubic", scale_factor=0.3, antialias=True),
-    resized("area", aten.adaptive_avg_pool2d.default, mode="area", size=(4, 5)),
+    resized("area", aten.adaptive_avg_pool2d.default, PICTURE, mode="area", size=(4, 5)),
     resized("area_3d", ADAPTIVE_3D, VOLUME, mode="area", size=(3, 4, 5)),
-    resized("nearest_any_ratio", aten.upsample_nearest2d.vec, size=(31, 37)),
+    resized("nearest_any_ratio", aten.upsample_nearest2d.vec, PICTURE, size=(31, 37)),
     resized("nearest_far_down", aten.upsample_nearest2d.vec, (1, 2, 70, 40), size=(3, 2)),
-    resized("nearest_exact", EXACT, mode="nearest-exact", scale_factor=2),
-    resized("nearest_exact_uneven", EXACT, mode="nearest-exact", size=(5, 17)),
+    resized("nearest_exact", EXACT, PICTURE, mode="nearest-exact", scale_factor=2),
+    resized("nearest_exact_uneven", EXACT, PICTURE, mode="nearest-exact", size=(5, 17)),
     resized("nearest_exact_1d", aten._upsample_nearest_exact1d.vec, (2, 3, 12), mode="nearest-exact", scale_factor=0.6),
     resized("nearest_exact_3d", aten._upsample_nearest_exact3d.vec, VOLUME, mode="nearest-exact", scale_factor=1.5),
     resized("nearest_3d", NEAREST_3D, VOLUME, scale_factor=2),

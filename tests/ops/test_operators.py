@@ -253,7 +253,7 @@ class Unrounded(torch.fx.Interpreter):
         for target in (DEQUANTIZE, QUANTIZE):
             if node.target is not target:
                 break
-            node = node.args[0]  # type: ignore[assignment]
+            node = node.all_input_nodes[0]
         return node
 
     def run_node(self, node: torch.fx.Node) -> Any:
